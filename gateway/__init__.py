@@ -1,8 +1,8 @@
 """The HTTP gateway of policyd, a policy enforcement point (PEP): it describes each request, asks
 policyd for a decision, and then forwards the request to the upstream API, or answers with the
-denial. It asks by gRPC and decides nothing itself.
+denial. With --decide local it decides in its own process, by policyd's settings and its engine.
 
-In the order of the way of a request:
+In the order in which a request passes through them:
 
     app             the ASGI app: the whole way on one page; start here
     headers         sorts a request's headers: forwarded, for policyd, read by the gateway
@@ -21,6 +21,8 @@ Around it:
 
     cli, serve      the command `policyd-gateway`; settings: its settings
     supervisor      holds the socket and the workers; worker: one of them; server: app and listener
-    policyd_client  the client that asks policyd
+    policyd_client  the client that asks policyd, or decides by policyd's settings
     patience, prefix  the upstream's time-outs, and the path of its URL
+    checks, reach   what `config check` and `doctor` look at;  setting_rules: what fits together
+    watching        metrics, access lines and spans: request_metrics, request_access, request_traces
 """

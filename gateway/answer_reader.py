@@ -8,7 +8,7 @@ gone to the client, and keeps a bounded number of bytes, whatever the answer's s
 - An event stream is a document a line. Most events carry a word of the answer and no metadata, so
   only the first FIRST_EVENTS of them are parsed, and those in which a regular expression finds a
   usage. An event that comes in pieces is kept like a document, by its two ends.
-- A compressed answer is decompressed beside its way, up to MAX_DECOMPRESSED bytes in all, and
+- A compressed answer is decompressed for the reader alone, up to MAX_DECOMPRESSED bytes in all, and
   MAX_PIECE bytes for one piece: a piece of a kilobyte can expand to a gigabyte.
 
 What cannot be read is unknown; it is never an error.
@@ -141,7 +141,7 @@ class EventReader:
 
     def _read_lines(self, lines: bytes) -> None:
         for event in _EVENT.finditer(lines):
-            # Bounded as an event is that comes in pieces, with its field name before it.
+            # Bounded like an event that comes in pieces, with its field name before it.
             if len(event[1]) + _NAME <= 2 * END:
                 self._read(event[1], b"")
             else:

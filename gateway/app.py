@@ -3,7 +3,7 @@
     async with Gateway(settings) as app:
         ...  # serve it
 
-Every request takes this way, and each step may answer it:
+Every request takes these steps, and each of them may answer it:
 
     _own_reply   what the gateway answers by itself: a preflight, a request it cannot forward
     probes       /healthz and /readyz
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 
 _PROBE = "probe"
-"""What answers probes, which are not counted."""
+"""Stands for the actor that answers a probe: probes are not counted."""
 Evaluate = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 
 
@@ -75,7 +75,7 @@ class Gateway:
         self._evaluate = evaluate
         self._policyd: PolicyClient | LocalPolicyClient | None = None
         self.local: LocalPolicyClient | None = None
-        """What decides here by policyd's settings, where the settings ask for that."""
+        """The client that decides here by policyd's settings, with --decide local."""
         self._upstream: Upstream
         self._intake: Intake
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
@@ -117,12 +117,12 @@ class Gateway:
 
     @property
     def knows_settings(self) -> bool:
-        """Whether there are settings to decide by, where it decides by itself."""
+        """Whether there are settings to decide by, if the gateway decides by itself."""
         return self.local is None or self.local.staleness is not None
 
     @property
     def readers(self) -> dict[int, bool]:
-        """The processes that read large bodies, by their IDs, and whether each has one."""
+        """The processes that read large bodies, by process ID: whether each has a body."""
         return self._intake.readers
 
     @property
@@ -137,7 +137,7 @@ class Gateway:
 
     @property
     def is_breaker_open(self) -> bool:
-        """Whether the upstream is not connected to for now."""
+        """Whether the gateway makes no new connections to the upstream for now."""
         return self._upstream.is_down
 
     def _measure(self) -> "RequestMetrics":
@@ -166,7 +166,7 @@ class Gateway:
         except ClientGone:
             pass
         except asyncio.CancelledError:
-            # The server is stopping, and the time that requests under way have is over.
+            # The gateway is stopping, and its grace is over.
             await exchange.give_up(replies.STOPPING)
         except Exception:
             log.exception(

@@ -1,4 +1,4 @@
-"""The circuit breaker: stops connecting to an upstream that cannot be connected to.
+"""The circuit breaker: stops connection attempts to an upstream that cannot be connected to.
 
 While an upstream is unreachable, each request would wait for the time-out of a connection attempt
 only to fail. So failures in a row open the breaker, and requests that need a new connection fail at
@@ -12,8 +12,8 @@ the first connection that is made closes the breaker.
 
 Only connecting counts. What an upstream answers, and how late, never opens the breaker, because
 such errors are the client's to see; and a request on a connection that is open already always
-passes. Pauses and Retry-After vary at random, so that gateways and clients do not come back in
-step.
+passes. Pauses and Retry-After vary at random, so that gateways and clients do not all come back at
+the same time.
 """
 
 import logging
@@ -29,6 +29,7 @@ _log = logging.getLogger("gateway")
 _WINDOW = 30.0
 """Seconds after which a failure no longer counts as one in a row."""
 _FIRST_PAUSE = 1.0
+"""Seconds of the first pause, and of the longest one."""
 _LONGEST_PAUSE = 30.0
 _JITTER = 0.25
 """The share of a pause by which it varies at random."""
@@ -65,7 +66,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests that need a new connection fail at once, but for one that tries."""
+        """Whether requests that need a new connection fail at once, except one that tries."""
         return self._state is not _State.CLOSED
 
     def enter(self) -> bool:
@@ -110,7 +111,7 @@ class Breaker:
                 self._open(now)
 
     def leave(self, *, is_trial: bool) -> None:
-        """Note that the attempt says nothing of the upstream: the client left before its end, or
+        """Note that the attempt says nothing about the upstream: the client left before its end, or
         the gateway's own machine could not make the connection."""
         if is_trial and self._state is _State.TRYING:
             self._state = _State.OPEN

@@ -1,4 +1,4 @@
-"""`policyd-gateway config`: the settings of the gateway, looked at without starting it."""
+"""`policyd-gateway config`: the settings of the gateway, checked without starting it."""
 
 from itertools import chain
 from typing import Any
@@ -26,7 +26,7 @@ def config() -> None:
 def check(log_level: str, as_json: bool, is_running: bool, **given: Any) -> None:
     """Say what policyd-gateway serve would find wrong, by the same settings, without starting it.
 
-    Looked at are the settings, secrets, certificates and the port. Exits with 2 where something is
+    It looks at the settings, secrets, certificates and the port. Exits with 2 where something is
     wrong.
     """
     settings = build(Settings, given)

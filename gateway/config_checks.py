@@ -1,4 +1,4 @@
-"""What the gateway needs of the world around it, looked at without starting anything."""
+"""What the gateway needs of its surroundings, checked without starting anything."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,18 +28,18 @@ def _pair(certificate: Path, key: Path) -> str:
 def _policyd_files(settings: Settings) -> str:
     check_policyd_files(settings)
     of = settings.policyd_ca or "the system's authorities"
-    return f"policyd's certificate has to be of {of}"
+    return f"policyd's certificate has to be issued by {of}"
 
 
 def look_at_spool(settings: Settings) -> str:
     """What waits in the spool of a gateway that decides by itself. Raises SettingsError."""
-    # Imported late, as above all only such a gateway needs it.
+    # Imported late, as only such a gateway needs it.
     from policyd.client.local_look import look_at_folder
 
     return look_at_folder(spool_of(settings))
 
 
 def surroundings(settings: Settings, *, is_running: bool) -> Iterator[Check]:
-    """Ports. `is_running`: they are the gateway's own already."""
+    """Ports. `is_running`: the gateway itself holds them already."""
     if not is_running:
         yield from free(settings.listeners, "the gateway")

@@ -5,9 +5,9 @@
     waiting      `Timeouts.first_byte`, from the end of the request to the end of the answer's head
     answering    `Timeouts.read` between two pieces of the answer
 
-aiohttp has one time-out for both of the latter, and none for sending. Neither does it report
-whether a lost connection had brought any byte of an answer, nor how long it had been idle: the
-former decides whether the request may be sent again, the latter is what keep_alive.py learns from.
+aiohttp has one time-out for the last two, and none for sending. Nor does it report whether a lost
+connection had brought any byte of an answer, or how long it had been idle: the former decides
+whether the request may be sent again, and keep_alive.py learns from the latter.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class UpstreamConnection(ResponseHandler):
         self._taken_late: asyncio.TimerHandle | None = None
 
     def begin(self) -> Delivery:
-        """Note that a request is about to be sent. Returns what tells how far that comes."""
+        """Note that a request is about to be sent. Returns its Delivery."""
         self._is_waiting, self._has_received = True, False
         if self._rests_since is not None:
             self._idle = monotonic() - self._rests_since
@@ -86,7 +86,7 @@ class UpstreamConnection(ResponseHandler):
             return False
         if idle > min(self._keep, self._idle_time.usable):
             return False
-        # The event loop may not have read yet what has come: an end, or bytes of no request.
+        # The event loop may not have read yet what has come: an end, or bytes that answer nothing.
         looking = select.poll()
         looking.register(self._connected.fileno(), select.POLLIN)
         return not looking.poll(0)
@@ -166,7 +166,7 @@ class UpstreamConnection(ResponseHandler):
             self._idle_time.note(self._idle)
 
     def _learn(self, told: str) -> None:
-        """Use the connection for less long than the upstream's Keep-Alive header (`told`)
+        """Use the connection for less time than the upstream's Keep-Alive header (`told`)
         allows."""
         if found := _TIMEOUT.search(told):
             seconds = int(found[1])

@@ -7,12 +7,12 @@ sending it again is safe only sometimes (resending.py says when). So the pool av
 - It passes over a connection that the upstream has closed, or has been idle for longer than the
   upstream is known to keep one: from its Keep-Alive header, or learnt (keep_alive.py).
 - A request that is sent again takes a new connection. A context variable holds the current attempt,
-  because aiohttp passes nothing of its caller's through to the connector.
+  because aiohttp passes nothing from its caller to the connector.
 - A new connection is made only where the breaker allows it (breaker.py). A fault of the gateway's
   own machine, such as a lack of file descriptors, does not count against the upstream.
 
-This and connection.py build upon parts of aiohttp that are no public interface: pyproject.toml pins
-its minor version, and the tests of the gateway fail where a new one differs.
+This and connection.py build on parts of aiohttp that are not public: pyproject.toml pins its minor
+version, and the tests of the gateway fail where a new one differs.
 """
 
 import asyncio
@@ -138,5 +138,5 @@ class Connector(aiohttp.TCPConnector):
 
 
 def is_own_fault(problem: Exception) -> bool:
-    """Whether it was the gateway's own machine that could not make the connection."""
+    """Whether the gateway's own machine could not make the connection."""
     return getattr(problem, "errno", None) in _OWN_FAULTS

@@ -1,4 +1,4 @@
-"""A request of the gateway's own -> what policyd's describer needs of it."""
+"""A request to the gateway -> what policyd's describer needs of it."""
 
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ Scope = dict[str, Any]
 
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
-"""Bytes of path, and of headers for policyd: they go there, many requests in a message."""
+"""Bytes of the path, and of the headers for policyd, as many requests go there in one message."""
 _ASCII = "".join(map(chr, range(0x80)))
 
 
@@ -48,8 +48,8 @@ def http_request(scope: Scope, path: str, headers: RequestHeaders, api_key: str)
 
 
 def is_safe(scope: Scope, headers: RequestHeaders) -> bool:
-    """Whether the upstream only reads for it, so that it may be sent once more: GET and HEAD, where
-    nothing makes another method of them.
+    """Whether the request only makes the upstream read, so that it may be sent again: GET and HEAD,
+    where nothing makes another method of them.
     """
     if scope["method"] not in ("GET", "HEAD"):
         return False

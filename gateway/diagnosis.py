@@ -1,7 +1,7 @@
 """Whether the gateway reaches policyd and, if not, why and what to do about it.
 
-A client says of most causes no more than that a peer is not available. So the address is tried by
-hand: its name, its port, and whether TLS is spoken there.
+For most causes, a client says no more than that its peer is not available. So this module tries the
+address step by step: its name, its port, and whether it speaks TLS.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _PATIENCE = 3.0
 _LOOK = 30.0
 """Seconds to read the settings of all keys."""
 _REFUSED = "(UNAUTHENTICATED:"
-"""How a client's error begins the status of a caller without the right token."""
+"""What a client's error holds where policyd refused the caller's token."""
 
 
 async def ask(settings: Settings, key: str = "") -> CheckKeyResponse:
@@ -41,7 +41,7 @@ async def _check_key(settings: Settings, key: str) -> CheckKeyResponse:
 
 
 async def _look(settings: Settings, key: str) -> CheckKeyResponse:
-    """The same of a gateway that decides by itself. Only such a one loads what that needs."""
+    """The same for a gateway that decides by itself. Only such a gateway loads what this needs."""
     from policyd.client.local_look import look
 
     asked = (settings.policyd, settings.policyd_token, credentials_of(settings))
@@ -63,7 +63,7 @@ async def _reason(settings: Settings, problem: NoDecision) -> str:
 
 
 async def _diagnose(address: Address, settings: Settings) -> str:
-    """Why nothing is answered at an address."""
+    """Why policyd does not answer at an address."""
     try:
         await _connect(address)
     except socket.gaierror:
@@ -148,8 +148,8 @@ def _context(settings: Settings) -> ssl.SSLContext:
 async def _connect(
     address: Address, context: ssl.SSLContext | None = None, *, is_read: bool = False
 ) -> None:
-    """Connect, and read what the server sends first if so asked: with TLS 1.3 it tells only then
-    that it wants a certificate. Raises OSError, and EOFError."""
+    """Connect; with `is_read`, also read what the server sends first: with TLS 1.3, only then does
+    it say that it wants a certificate. Raises OSError and EOFError."""
     async with asyncio.timeout(_PATIENCE):
         reader, writer = await asyncio.open_connection(*address, ssl=context)
     try:
@@ -158,7 +158,7 @@ async def _connect(
                 async with asyncio.timeout(_PATIENCE):
                     await reader.readexactly(1)
     finally:
-        # It is not closed in good form: TLS waits half a minute for a server that says no farewell.
+        # Without an orderly end: TLS waits half a minute for a server that does not answer it.
         writer.transport.abort()
         with suppress(OSError):
             await writer.wait_closed()

@@ -29,8 +29,8 @@ _PATIENCE = 5.0
 @OPTIONS.option(
     "--key-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Holds an API key of policyd that should be in force. It is not shown; by default the key "
-    "of --api-key-file is asked for.",
+    help="Holds an API key of policyd that should be in force. It is not shown; by default doctor "
+    "asks about the key of --api-key-file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 @OPTIONS.server_config
@@ -39,10 +39,10 @@ _PATIENCE = 5.0
 def doctor(log_level: str, as_json: bool, key_file: Path | None, **given: Any) -> None:
     """Look at the gateway as it is deployed here, and say how to fix what is wrong.
 
-    It takes the settings of policyd-gateway serve, which runs meanwhile. Looked at are the
-    listener, its port, the limit of open files, secrets and certificates, and whether policyd (with
-    TLS, the token and an API key) and the upstream are reached. Nothing is changed. Exits with 1
-    where a check has failed.
+    It takes the settings of policyd-gateway serve, which runs meanwhile. It looks at the listener,
+    its port, the limit of open files, secrets and certificates, and whether it can reach policyd
+    (with TLS, the token and an API key) and the upstream. It changes nothing. Exits with 1 where a
+    check has failed.
     """
     settings = build(Settings, given)
     key = read_secret(key_file) if key_file else settings.api_key

@@ -7,14 +7,15 @@ from policyd.command.networks import Network, address_of
 
 
 class EndUserHeaders:
-    """Of clients in `networks`, the headers `names` count; all others' are taken out."""
+    """The headers `names` count if a client in `networks` sends them; the gateway takes them out of
+    all others' requests."""
 
     def __init__(self, names: tuple[str, ...], networks: tuple[Network, ...]) -> None:
         known = {name.encode(): name for name in names}
         self._trusted = Trust(frozenset(known), known)
         self._others = Trust(frozenset(known), {})
         self._networks = networks
-        # Clients come again, and to read an address takes longer than to look it up.
+        # Clients come again, and parsing an address takes longer than looking it up.
         self._is_trusted = lru_cache(maxsize=4096)(self._is_in_networks)
 
     def trust(self, client: tuple[str, int] | None) -> Trust:

@@ -1,8 +1,8 @@
 """One request on its way upstream, and its answer on the way back.
 
 A client that leaves ends the exchange: what it asked for is no longer worth the upstream's work. So
-while the upstream is asked and answers, a watcher waits for the client's leaving, and cancels the
-task. An upload is received by the request to the upstream itself, so the watcher begins after it.
+while the upstream is asked and answers, a watcher waits for the client to leave, and then cancels
+the task. An upload is received while it is sent upstream, so the watcher begins after it.
 """
 
 import asyncio
@@ -62,22 +62,22 @@ class Exchange:
         self.operation = ""
         """What its endpoint is for; "": no endpoint that policies apply to."""
         self.status = 0
-        """Of the answer to the client. 0: there is none yet."""
+        """The HTTP status of the answer to the client. 0: there is none yet."""
         self.by = ""
         """The actor whose answer it is: gateway, policyd, upstream; "": none yet."""
         self.began = perf_counter_ns()
-        """When it came. This and the next three are moments of perf_counter_ns(); 0: not yet."""
+        """When it came. This and the next three are in ns of perf_counter_ns(); 0: not yet."""
         self.asked = 0
         self.decided = 0
         self.answered = 0
-        """When the head of the upstream's answer was there."""
+        """When the head of the upstream's answer was complete."""
 
         self.model = ""
-        """What the request names, cut."""
+        """The model that the request names, cut."""
         self.decision: EvaluateResponse | None = None
-        """policyd's."""
+        """The decision on it, once there is one."""
         self.outcome: RequestOutcome | None = None
-        """What policyd is told of the answer."""
+        """The outcome that the gateway reports to policyd."""
         self.sent = 0
         """Bytes of the body that the client was sent."""
         self.trace: RequestTrace | None = None
@@ -107,7 +107,7 @@ class Exchange:
 
     @property
     def about(self) -> dict[str, str]:
-        """What a line of the log may say of it."""
+        """What a log line may say about it."""
         about = {
             "method": self.scope["method"],
             "path": self.path,
@@ -124,7 +124,7 @@ class Exchange:
         await reply.send(self.send)
 
     async def give_up(self, reply: Reply) -> None:
-        """Answer with `reply`, unless the upstream's answer has begun: then that one is cut off."""
+        """Answer with `reply`, unless the upstream's answer has begun, which is then cut off."""
         if not self.is_answered:
             self.is_answered = True
             await self.reply(reply)

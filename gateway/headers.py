@@ -1,4 +1,4 @@
-"""Headers: what the gateway reads of them, which ones travel on, and their letter case."""
+"""Headers: which ones the gateway reads, which ones it forwards, and their letter case."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# An underscore is a dash to some upstreams, and policyd has not judged the body by these.
+# Some upstreams read an underscore as a dash, and policyd has not judged the body by these.
 _TWINS = frozenset(
     {
         b"content_encoding",
@@ -65,9 +65,9 @@ class Trust(NamedTuple):
     """Which headers may name the end user, and whether this client's do."""
 
     names: frozenset[bytes] = frozenset()
-    """All that may, of any client, in lower case and with dashes."""
+    """All that may, from any client, in lower case and with dashes."""
     read: Mapping[bytes, str] = {}
-    """Those of this client's that do, and how the gateway calls them. The others go nowhere."""
+    """Those that do from this client, and their names as text. The others are dropped."""
 
     def drops(self, lower: bytes) -> bool:
         """Whether the header of this name is neither read nor forwarded, as its twins never are."""
@@ -86,7 +86,7 @@ class RequestHeaders(NamedTuple):
     """Those for the gateway and policyd, x-usagepanda-* among them, by name in lower case. An
     underscore twin of x-usagepanda-* is neither here nor forwarded."""
     end_users: frozenset[str] = frozenset()
-    """Those that may name the end user, whether or not they are there."""
+    """The names of headers that may name the end user, whether or not the request has them."""
 
     def all(self, name: str) -> list[str] | tuple[str, ...]:
         """The values of a header that the gateway reads, repeats kept."""
@@ -103,7 +103,7 @@ class RequestHeaders(NamedTuple):
 
     @property
     def content_length(self) -> int | None:
-        """How many bytes of body they announce, where they say."""
+        """How many bytes of body they announce. None: they do not say."""
         value = self.first("content-length")
         return int(value.lstrip("0") or "0") if value else None
 
@@ -147,8 +147,8 @@ def _named_by(connection: str) -> set[bytes]:
 
 
 def _text(value: bytes) -> str:
-    # The HTTP client writes headers in UTF-8, so what is UTF-8 stays as it came, to the byte. What
-    # is not becomes half a surrogate pair, which is_garbled finds.
+    # The HTTP client writes headers in UTF-8, so UTF-8 stays as it came, to the byte. Other bytes
+    # become lone surrogates, which is_garbled finds.
     return value.decode("utf-8", "surrogateescape")
 
 
@@ -158,8 +158,8 @@ _ALLOW_ORIGIN = (HeaderName(b"Access-Control-Allow-Origin"), b"*")
 def read_response(raw: RawHeaders, has_body: bool) -> list[tuple[bytes, bytes]]:
     """The headers of the upstream's response as the client gets them.
 
-    `has_body` tells a Content-Length that counts bytes to come from one that, after HEAD or with
-    304, only says how many there would be.
+    Without `has_body`, after HEAD or with 304, a Content-Length only says how many bytes there
+    would be.
     """
     headers: list[tuple[bytes, bytes]] = []
     dropped: set[bytes] = set()

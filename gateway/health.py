@@ -16,7 +16,7 @@ from policyd.command.health import report
 @OPTIONS.setting(Settings, "listen")
 @OPTIONS.setting(Settings, "tls_cert")
 @OPTIONS.setting(Settings, "tls_key")
-@click.option("--live", is_flag=True, help="Whether it lives, in place of whether it is ready.")
+@click.option("--live", is_flag=True, help="Say whether it runs, not whether it is ready.")
 def health(listen: str, tls_cert: Path | None, tls_key: Path | None, live: bool) -> None:
     """Say whether the gateway of this machine is ready.
 

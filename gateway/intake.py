@@ -1,7 +1,7 @@
-"""How a request's body comes in: as much of it as the policy needs, within bounds of all kinds.
+"""How a request's body comes in: as much of it as policies need, within bounds of all kinds.
 
-A body that the policy does not need streams through. One that it needs is held; before more than
-64 KiB of it are, the gateway asks policyd whether its API key is in force at all.
+A body that no policy needs streams through. One that a policy needs is held; before the gateway
+holds more than 64 KiB of it, it asks policyd whether the request's API key is in force at all.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Refused(Exception):
 class Intake:
     """Takes bodies in. `check_key` asks policyd; without it, every body that matters is read.
 
-    `tell` logs what became of a request by a failure that is not the client's: it gets both.
+    `tell` logs a failure that is not the client's: it gets what became of the request, and why.
     """
 
     def __init__(self, settings: Settings, check_key: CheckKey | None, tell: Tell) -> None:
@@ -46,12 +46,12 @@ class Intake:
         self._bodies = Bodies(settings.memory)
 
     def hold(self) -> Held:
-        """What the body of one request is held by."""
+        """The account of the bytes that are held of one request's body."""
         return self._bodies.hold()
 
     @property
     def readers(self) -> dict[int, bool]:
-        """The processes that read large bodies, by their IDs, and whether each has one."""
+        """The processes that read large bodies, by process ID: whether each has a body."""
         return self._bodies.readers
 
     @property
@@ -60,7 +60,7 @@ class Intake:
         return self._bodies.held
 
     def close(self) -> None:
-        """Read no more."""
+        """End the processes that read large bodies."""
         self._bodies.close()
 
     async def read(
@@ -74,7 +74,7 @@ class Intake:
         if not request.target.in_scope:
             return coming.rest() if headers.has_body else None, NOT_READ
         if not (headers.names_key or self._settings.api_key):
-            # The request is denied whatever its body holds, so that is not read.
+            # The request is denied whatever its body holds, so the body is not read.
             return coming.rest(), TOO_LARGE
         limit = self._settings.max_body
         if (headers.content_length or 0) > limit:
@@ -102,11 +102,11 @@ class Intake:
             raise self._full(problem) from None
 
     async def _read_small(self, coming: "_Coming", request: HttpRequest) -> BodyAttributes | None:
-        """The attributes of a small body; None where it is not small, if only decompressed."""
+        """The attributes of a small body; None where it is not small, as sent or decompressed."""
         limit = self._settings.max_body
         if coming.more or len(coming.body) > SMALL:
             return None
-        # What it takes to read as much is little enough to be spent on callers without a key.
+        # Reading this much costs little enough to do it for clients without a key in force.
         bound = min(limit, SMALL) if request.content_encoding else limit
         attributes = await self._read(coming.body, request, self.hold(), bound)
         return None if attributes == TOO_LARGE and bound < limit else attributes
@@ -136,7 +136,7 @@ class Intake:
 
 
 class _Coming:
-    """A body that comes. `body` is what is here."""
+    """A body that is arriving. `body` is what has come."""
 
     def __init__(self, receive: Receive, length: int | None) -> None:
         self._incoming = Incoming(receive)

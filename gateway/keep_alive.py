@@ -1,9 +1,9 @@
 """How long the upstream keeps an idle connection, learnt from the connections that it has closed.
 
 Few servers announce it, and a request that is sent just as the server closes gets no answer. So the
-gateway remembers after how long the last idle connections ended, and stops using one at three
-quarters of that time. One early end changes nothing, as the upstream may have had a reason of its
-own; _ENOUGH early ends do.
+gateway remembers how long the last connections had been idle when they ended, and stops using one
+at three quarters of that time. One early end changes nothing, as the upstream may have had some
+other reason; _ENOUGH early ends do.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ _SEEN = 16
 _ENOUGH = 4
 """Number of remembered ends that have to be as early as the learnt time, or earlier."""
 _SHARE = 0.75
-"""The share of the learnt time for which an idle connection is used again."""
+"""The share of the learnt time within which an idle connection is used again."""
 
 
 class IdleTime:

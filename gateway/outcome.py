@@ -25,7 +25,7 @@ class Answer(Protocol):
 
 
 class OutcomeRecorder:
-    """Records one request. It raises nothing: it logs its own faults, and the answer passes.
+    """Records one request. It raises nothing: it logs its own faults, and the answer still passes.
 
     `asked` is when the gateway asked policyd, in nanoseconds of time.perf_counter_ns(). With an
     empty `decision_id` there is no decision to report an outcome of, and the answer is not read.

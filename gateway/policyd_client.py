@@ -17,7 +17,7 @@ _PAIR = ("--policyd-cert", "--policyd-key")
 
 
 def policyd_client(settings: Settings) -> PolicyClient:
-    """What to ask policyd with. Raises SettingsError."""
+    """The client that asks policyd. Raises SettingsError."""
     over_http = settings.asks_over_http
     return PolicyClient(
         settings.policyd,
@@ -28,7 +28,8 @@ def policyd_client(settings: Settings) -> PolicyClient:
 
 
 def local_client(settings: Settings, tracer: "Tracer | None" = None) -> "LocalPolicyClient":
-    """What to decide with by policyd's settings; `tracer` sends its spans. Raises SettingsError."""
+    """The client that decides by policyd's settings. `tracer` sends its spans. Raises
+    SettingsError."""
     # Imported late, so that a gateway that asks policyd starts sooner and holds less.
     from policyd.client.local import LocalPolicyClient
     from policyd.client.local_telemetry import telemetry
@@ -55,7 +56,7 @@ def spool_of(settings: Settings) -> Path:
 
 
 def credentials_of(settings: Settings) -> ChannelCredentials | None:
-    """Those of connections to policyd over gRPC. None: they are without TLS. Raises
+    """The TLS credentials of connections to policyd over gRPC. None: without TLS. Raises
     SettingsError."""
     if not settings.policyd_tls:
         return None
@@ -66,7 +67,8 @@ def credentials_of(settings: Settings) -> ChannelCredentials | None:
 
 
 def http_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS of connections to policyd over HTTP. None: they are without it. Raises SettingsError."""
+    """The TLS context of connections to policyd over HTTP. None: without TLS. Raises
+    SettingsError."""
     return tls_context(settings) if settings.asks_over_tls else None
 
 

@@ -1,4 +1,4 @@
-"""The access log of the gateway: one line a request whose API key is in force, or that went
+"""The access log of the gateway: one line for each request whose API key is in force, or that went
 upstream; the others are counted."""
 
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ _ENDINGS = {value: name.removeprefix("ENDING_").lower() for name, value in Endin
 
 
 def _flags(decision: EvaluateResponse) -> str:
-    """The types of its flags, as policyd's own line has them."""
+    """The types of its flags, as in policyd's own line."""
     return ",".join(dict.fromkeys(one.type for one in decision.flags))
 
 

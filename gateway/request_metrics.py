@@ -25,7 +25,7 @@ class RequestMetrics(Watch):
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self.connections: Callable[[], int] = int
-        """How many connections of clients are open: the server that has them says so."""
+        """How many connections of clients are open; the server sets this."""
         super().__init__()
         metrics = self._metrics
         self._requests = metrics.counts(catalogue.GATEWAY_REQUESTS)
@@ -101,7 +101,7 @@ class LocalMetrics:
         self._before = (0, 0)
 
     def look(self) -> None:
-        """Take the values of now."""
+        """Take the present values."""
         client = self._client
         self._revision.set(client.keys.revision)
         self._staleness.set(client.keys.staleness())

@@ -1,9 +1,9 @@
 """The spans of a request at the gateway, where it sends traces: the request, and in it describe,
 ask and upstream, the last by OpenTelemetry's conventions for generative AI.
 
-A request's place in its trace goes along with it: to policyd in the descriptor, and upstream in the
-header traceparent, in place of the client's own. Spans are made of the exchange's moments as it
-ends, and only where the trace is sampled.
+A request carries its place in the trace: to policyd in the descriptor, and upstream in the header
+traceparent, instead of the client's own. Spans are made from the exchange's moments when it ends,
+and only where the trace is sampled.
 """
 
 import time
@@ -59,14 +59,14 @@ _SERVER_ERROR, _CLIENT_ERROR = 500, 400
 
 
 class RequestTrace:
-    """The place of one request in its trace. Its steps get their IDs before they begin, as what
-    policyd and the upstream make of it belongs to them."""
+    """The place of one request in its trace. Its steps get their IDs before they begin, as spans of
+    policyd and the upstream name them as parents."""
 
     __slots__ = ("ask", "came_at", "is_local", "server", "upstream")
 
     def __init__(self, server: Span, came_at: int, *, is_local: bool = False) -> None:
-        """The request came at `came_at` nanoseconds since 1970. `is_local`: the gateway decides on
-        it by itself."""
+        """The request came at `came_at`, in nanoseconds since 1970. `is_local`: the gateway decides
+        on it by itself."""
         self.server = server
         self.came_at = came_at
         self.is_local = is_local
@@ -74,7 +74,7 @@ class RequestTrace:
         self.upstream: Span | None = None
 
     def begin_ask(self, values: dict[str, list[str]]) -> None:
-        """Have the descriptor that is made of these headers name the step of asking."""
+        """Begin the step of asking, and name it in the headers that the descriptor is made of."""
         self.ask = self.server.child("ask", Kind.INTERNAL if self.is_local else Kind.CLIENT)
         values[TRACEPARENT] = [self.ask.context.header]
 
@@ -84,7 +84,7 @@ class RequestTrace:
             asked.trace_id = self.server.context.trace
 
     def forwarded(self, of: RequestHeaders) -> RequestHeaders:
-        """The headers for the upstream, which then belong to the step of asking it."""
+        """The headers for the upstream, with traceparent naming the step of asking it."""
         self.upstream = self.server.child("upstream", Kind.CLIENT)
         dropped = [TRACEPARENT] if self.server.is_remote else [TRACEPARENT, TRACESTATE]
         kept = [pair for pair in of.forwarded if pair[0].lower() not in dropped]
@@ -214,7 +214,7 @@ def _usage(outcome: RequestOutcome) -> dict[str, Value]:
         "gen_ai.response.model": outcome.model,
         "gen_ai.response.id": outcome.openai_id,
     }
-    # A count that is not known is none at all: it is no 0.
+    # A count that is not known is left out: it is not 0.
     if outcome.input_tokens is not None:
         found["gen_ai.usage.input_tokens"] = outcome.input_tokens
     if outcome.output_tokens is not None:

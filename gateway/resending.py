@@ -1,24 +1,24 @@
-"""When a request may be sent again that was sent on a connection which the upstream closed.
+"""When a request that was sent on a connection which the upstream closed may be sent again.
 
-An upstream closes idle connections, and a request may cross with that on its way. The law: the
-gateway sends a request again only where the upstream cannot have received it, because an upstream
-may have acted on what it received. (GET and HEAD only read: they may always be sent again.) Whether
-the upstream received the request, the gateway learns from its own system's TCP:
+An upstream closes idle connections, and a request may be on its way just then. The law: the gateway
+sends a request again only where the upstream cannot have received it, because an upstream may have
+acted on what it received. (GET and HEAD only read: they may always be sent again.) The gateway
+learns from its own system's TCP whether the upstream received the request:
 
 - Bytes that were never handed to the system have reached no upstream.
-- Each TCP segment of the upstream tells how many of our bytes its machine has received. Where the
+- Each TCP segment of the upstream says how many of our bytes its machine has received. Where the
   segment that ended the connection (FIN) confirms none of the request, nothing of the request had
   arrived when the upstream closed: neither it nor a server behind it had anything to read.
 - An upstream that has closed for good never reads what arrives later: its machine discards it and
   answers with a reset (RST). One that has ended only its own side can still read it, and its
   machine confirms it then. So the gateway waits for either: after a reset it may send the request
   again; after a confirmation, or where neither comes in time, it may not.
-- A reset without a FIN before it tells nothing: an upstream that dies in the middle of its work
-  resets, too, and a reset does not tell reliably how much had been received.
+- A reset without a FIN before it proves nothing: an upstream that dies in the middle of its work
+  resets, too, and a reset does not reliably say how much had been received.
 
 So the gateway may report an error where it could have sent the request again, but it never sends
-one again that the upstream may have received. Systems other than Linux do not tell; there, only GET
-and HEAD are sent again.
+again what the upstream may have received. Systems other than Linux do not report this; there, the
+gateway sends only GET and HEAD again.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ import sys
 from typing import NamedTuple, Protocol, Self
 
 _SIZE = 256
-"""Bytes that are asked for: more than struct tcp_info has."""
+"""Bytes to ask for: more than struct tcp_info has."""
 _CLOSED = 7
 """TCP_CLOSE: the connection has been reset."""
 _LONG, _INT = struct.Struct("=Q"), struct.Struct("=I")
@@ -55,26 +55,26 @@ class Progress(NamedTuple):
     """How far the bytes sent on a connection have come, counted from its beginning."""
 
     sent: int
-    """Bytes handed to the system; it counts those that it sends again once more."""
+    """Bytes handed to the system, which counts those that it sends again once more."""
     confirmed: int
     """Bytes that the other machine has confirmed; the connection's beginning counts as one."""
     is_reset: bool
 
     @classmethod
     def of(cls, connected: Connected | None) -> "Progress | None":
-        """The progress of a socket; None where the system does not tell."""
+        """The progress of a socket; None where the system does not report it."""
         if connected is None or sys.platform != "linux":
             return None
         try:
-            told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
+            info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
         except OSError:
             return None  # The socket is closed, or not TCP.
-        if len(told) < _AT_SENT + _LONG.size:
+        if len(info) < _AT_SENT + _LONG.size:
             return None  # An old kernel.
-        (confirmed,) = _LONG.unpack_from(told, _AT_CONFIRMED)
-        (waiting,) = _INT.unpack_from(told, _AT_WAITING)
-        (sent,) = _LONG.unpack_from(told, _AT_SENT)
-        return cls(sent + waiting, confirmed, told[0] == _CLOSED)
+        (confirmed,) = _LONG.unpack_from(info, _AT_CONFIRMED)
+        (waiting,) = _INT.unpack_from(info, _AT_WAITING)
+        (sent,) = _LONG.unpack_from(info, _AT_SENT)
+        return cls(sent + waiting, confirmed, info[0] == _CLOSED)
 
 
 class Delivery:
@@ -91,7 +91,7 @@ class Delivery:
         self._was_sent = True
 
     def lose(self, connected: Connected | None, *, has_ended: bool) -> None:
-        """Note that the connection is lost, while its socket is still open. `has_ended` tells that
+        """Note that the connection is lost, while its socket is still open. `has_ended` says that
         the upstream ended it (FIN), and did not only reset it.
         """
         now = Progress.of(connected)
@@ -119,7 +119,7 @@ class Delivery:
         return False
 
     def close(self) -> None:
-        """Let go of the connection's file descriptor."""
+        """Close the copy of the connection's file descriptor, if there is one."""
         if self._kept is not None:
             self._kept.close()
             self._kept = None

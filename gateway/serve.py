@@ -27,8 +27,8 @@ def serve(log_level: str, log_format: str, **given: Any) -> None:
 
     A flag wins over the environment (POLICYD_GATEWAY_*), and that over --config FILE (YAML).
     SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts the requests under way. SIGHUP
-    replaces its workers one at a time, by what the --config file, secrets and certificates are
-    then, and by the version that is installed then; --listen and --workers stay.
+    replaces its workers one at a time: new ones use the --config file, secrets, certificates and
+    the installed version as they are then; --listen and --workers stay.
     """
     start_logging(log_level, log_format)
     raise_limit()

@@ -86,7 +86,7 @@ class Server:
         """Return at once: a gateway is ready as soon as it has started."""
 
     async def wind_down(self, end: End) -> None:
-        """Go on answering for as long as `end` takes, and have clients connect anew. Returns when
+        """Go on answering for as long as `end` asks for, and have clients reconnect. Returns when
         the gateway is to be stopped.
 
         A gateway that is drained reports that it is not ready. One that is replaced does not: its
@@ -109,7 +109,7 @@ class Server:
                 await self._hurrying.wait()
 
     def hurry(self) -> None:
-        """Stop without waiting: neither before it stops, nor for requests under way."""
+        """Stop waiting, both in wind_down() and for requests under way."""
         self._hurrying.set()
         self._listener.hurry()
 

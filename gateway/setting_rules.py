@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_together(settings: "Settings") -> None:
-    """Raises SettingsError where one does not fit, alone or beside the others."""
+    """Raises SettingsError where a setting is wrong, alone or together with others."""
     if settings.memory < 3 * settings.max_body:
         raise SettingsError(
             "--body-memory must be at least three times --max-body: a body is held as it came, "

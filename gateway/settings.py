@@ -22,13 +22,13 @@ from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
 
 READ_AHEAD = 16 * 1024
-"""Bytes of an answer that are read before the client has taken what came before, twice over, and
-what the system gives at once."""
+"""Bytes of an answer above which the gateway stops reading until the client has taken some. aiohttp
+reads twice as many, and beyond that up to _AT_ONCE, which the system gives at once."""
 _AT_ONCE = 256 * 1024
 _CARRYING = 0.4
-"""The share of the grace in which the last decisions are carried to policyd, and ..."""
+"""The share of the grace that carrying the last decisions to policyd may take, and ..."""
 _LEAST_CARRYING = 2.0
-"""... the seconds that they have at least."""
+"""... the seconds that it may take at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,25 +39,25 @@ class Settings:
     policyd: str = setting(
         "127.0.0.1:50051",
         "The policyd to ask: HOST:PORT over gRPC, or the http://HOST:PORT or https://HOST:PORT of "
-        "its --http, which costs less CPU. Of several, or of a name with several addresses, any "
-        "that answers.",
+        "its --http, which costs less CPU. Of several, or of a name with several addresses, the "
+        "gateway asks any that answers.",
         metavar="ADDRESS,…",
     )
     workers: int = setting(
         1,
-        "Processes; one a core is enough. Bounds of memory and connections are for each.",
+        "Worker processes; one per core is enough. Bounds of memory and connections are for each.",
         least=1,
         most=256,
     )
     upstream: str = setting(
         "https://api.openai.com",
-        "The API to forward to. A path in it is put before the request's, unless that has it.",
+        "The API to forward to. A path in it goes before a request's, unless that begins with it.",
         metavar="URL",
     )
     api_key: str = setting(
         "",
         "The same as a value. A flag shows in ps; prefer the others.",
-        file_help="Holds the policyd key of requests that bring none.",
+        file_help="Holds the policyd API key for requests that bring none.",
         hidden=True,
     )
     upstream_api_key: str = setting(
@@ -68,8 +68,8 @@ class Settings:
     )
     upstream_api_key_header: str = setting(
         "",
-        "The header that the upstream's API key goes in; clients' own are taken out of all four. "
-        "By default the one that the upstream is known for: Azure's api-key, Anthropic's "
+        "The header that the upstream's API key goes in; the gateway takes clients' own out of all "
+        "four. By default the one that the upstream is known to want: Azure's api-key, Anthropic's "
         "x-api-key, Google's x-goog-api-key, Authorization for any other.",
         words=KEY_HEADERS,
         any_case=True,
@@ -77,7 +77,7 @@ class Settings:
     on_policy_error: str = setting(
         "deny",
         "What to do with requests while policyd cannot be reached in time. allow: forward them "
-        "unchecked. A request on which policyd reports an error is not forwarded either way.",
+        "unchecked. A request for which policyd reports an error is not forwarded either way.",
         words=("deny", "allow"),
     )
     policy_timeout: float = setting(
@@ -85,15 +85,15 @@ class Settings:
     )
     decide: str = setting(
         "remote",
-        "Whether policyd decides on each request, or the gateway itself, by policyd's settings, "
-        "which it follows, and with a spool for its decisions until policyd has them. local is "
-        "faster, and goes on through an outage of policyd.",
+        "remote: policyd decides on each request. local: the gateway decides itself, by policyd's "
+        "settings, which it follows, and keeps its decisions in a spool until policyd has them. "
+        "local is faster, and goes on through an outage of policyd.",
         words=("remote", "local"),
     )
     spool: Path | None = setting(
         None,
-        "Folder on a local disk where decisions wait for policyd, with --decide local. It is this "
-        "gateway's alone.",
+        "Folder on a local disk where decisions wait for policyd, with --decide local. No other "
+        "gateway may use it.",
         path="folder",
     )
     spool_limit: int = log_settings.spool_limit()
@@ -103,21 +103,22 @@ class Settings:
     max_staleness: float = setting(
         300.0,
         "Seconds without policyd after which --decide local decides nothing: requests are then "
-        "treated as while policyd cannot be reached. So long a key that was revoked may pass while "
-        "policyd is away. An outage of policyd's database changes no decision, as ever.",
+        "treated as while policyd cannot be reached. For that long, a revoked key may pass while "
+        "policyd is away. An outage of policyd's database changes no decision.",
         unit="seconds",
         least=1,
     )
     max_body: int = setting(
         64 * 2**20,
-        "Bytes of a body that is checked, also decompressed. A larger one gets 413 if enforced.",
+        "Bytes that a body may have to be checked, as the client sends it and decompressed. A "
+        "larger one gets 413 where a policy that needs it is enforced.",
         unit="bytes",
         least=1,
     )
     body_memory: int | None = setting(
         None,
-        "Bytes of all bodies over 64 KiB that are held at once, also to read them; by default 512 "
-        "MiB, or four times --max-body. Beyond it, requests get 503.",
+        "Bytes that all bodies over 64 KiB may take at once, with what reading them takes; by "
+        "default 512 MiB or four times --max-body, whichever is more. Beyond it, requests get 503.",
         unit="bytes",
         least=1,
     )
@@ -135,7 +136,7 @@ class Settings:
     )
     body_timeout: float = setting(
         120.0,
-        "Seconds for a body that is checked. One that streams through brings 1 KiB a second.",
+        "Seconds for a body that is checked. One that streams through has to bring 1 KiB a second.",
         unit="seconds",
         least=0.001,
     )
@@ -153,14 +154,14 @@ class Settings:
     )
     answer_memory: int = setting(
         256 * 2**20,
-        "Bytes of answers that are held at once for clients which do not read them. Beyond it, "
-        "those that have not read for longest are closed.",
+        "Bytes of answers that are held at once for clients that do not read them. Beyond it, the "
+        "connections of those that have not read for longest are closed.",
         unit="bytes",
         least=2**20,
     )
     connect_timeout: float = setting(
         10.0,
-        "Seconds to connect to the upstream: to look up its name, and for its TLS handshake.",
+        "Seconds to connect to the upstream, its name lookup and TLS handshake included.",
         unit="seconds",
         least=0.001,
     )
@@ -185,22 +186,24 @@ class Settings:
     )
     breaker: int = setting(
         5,
-        "Connections to the upstream that fail in a row until requests get 502 at once, but for "
-        "one that tries after a pause of 1 to 30 seconds. 0: all are tried.",
+        "Connections to the upstream that fail in a row before requests get 502 at once, except "
+        "one that tries after each pause of 1 to 30 seconds. 0: all requests try.",
         least=0,
     )
     drain: float = setting(
         5.0,
-        "Seconds that SIGTERM leaves balancers to look elsewhere: requests are still answered, "
-        "each answer ends its connection, and /readyz says 503. An orchestrator has to give "
-        "--drain, the longer grace, and a few seconds more.",
+        "Seconds after SIGTERM for balancers to look elsewhere: requests are still answered, each "
+        "answer ends its connection, and /readyz says 503. An orchestrator has to allow --drain, "
+        "the longer grace, and a few seconds more.",
         unit="seconds",
         least=0,
     )
-    grace: float = setting(20.0, "Seconds to finish requests at the end.", unit="seconds", least=0)
+    grace: float = setting(
+        20.0, "Seconds for requests to finish, after the drain.", unit="seconds", least=0
+    )
     stream_grace: float | None = setting(
         None,
-        "Seconds to finish answers that have begun, as streams have; by default those of --grace.",
+        "Seconds for answers that have begun, such as streams, to finish; by default --grace.",
         unit="seconds",
         least=0,
     )
@@ -213,16 +216,16 @@ class Settings:
     end_user_networks: tuple[str, ...] = setting(
         (),
         "The clients from which those headers count, such as 10.0.0.7,192.168.0.0/16; none unless "
-        "given. They are taken out of all other clients' requests.",
+        "given. The gateway takes them out of all other clients' requests.",
         metavar="NETWORKS",
     )
     tls_cert: Path | None = setting(None, "PEM certificate chain to listen with.", path="file")
     tls_key: Path | None = setting(None, "PEM private key to listen with.", path="file")
     policyd_tls: bool = setting(
-        False, "Ask policyd over TLS. Over HTTP, https:// in --policyd says it."
+        False, "Ask policyd over TLS. Over HTTP, https:// in --policyd says so."
     )
     policyd_ca: Path | None = setting(
-        None, "PEM authorities that policyd's certificate may be of.", path="file"
+        None, "PEM certificate authorities that may have issued policyd's certificate.", path="file"
     )
     policyd_cert: Path | None = setting(None, "PEM certificate to show to policyd.", path="file")
     policyd_key: Path | None = setting(None, "PEM private key of --policyd-cert.", path="file")
@@ -240,7 +243,7 @@ class Settings:
 
     @property
     def listeners(self) -> dict[str, Address]:
-        """Every address that is listened at, by its flag."""
+        """Every address that the gateway listens at, by its flag."""
         metrics = {"--metrics": self.metrics} if self.metrics is not None else {}
         return {"--listen": self.listen, **metrics}
 
@@ -259,12 +262,12 @@ class Settings:
 
     @property
     def asks_over_http(self) -> bool:
-        """Whether policyd is asked over HTTP, and not over gRPC."""
+        """Whether the gateway asks policyd over HTTP, and not over gRPC."""
         return scheme_of(self.policyd) != ""
 
     @property
     def asks_over_tls(self) -> bool:
-        """Whether policyd is asked over TLS."""
+        """Whether the gateway asks policyd over TLS."""
         return self.policyd_tls or scheme_of(self.policyd) == "https"
 
     @property
@@ -274,7 +277,7 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """What bounds the clients' connections. With each, one to the upstream may be open."""
+        """The bounds of clients' connections. For each, one to the upstream may be open."""
         return Limits(
             connections=share(self.max_connections, each=2, flag="--max-connections"),
             head=self.head_timeout,
@@ -308,12 +311,12 @@ class Settings:
 
     @property
     def ending(self) -> float:
-        """Seconds that a worker has to end."""
+        """Seconds within which a worker that is replaced has to end."""
         return self.handover + max(self.grace, self.stream_grace or 0) + self.carrying
 
     @property
     def carrying(self) -> float:
-        """Seconds, after that, in which the last decisions are carried to policyd."""
+        """Seconds, after the grace, for carrying the last decisions to policyd."""
         return max(self.grace * _CARRYING, _LEAST_CARRYING) if self.is_local else 0
 
     @property

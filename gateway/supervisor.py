@@ -77,12 +77,12 @@ class _Supervisor:
 
     @property
     def at(self) -> str:
-        """Where it listens."""
+        """Where the gateway listens and serves its metrics, in words."""
         metrics = self._settings.metrics
         return f"{self.url} metrics={metrics}" if metrics else self.url
 
     async def start(self) -> None:
-        """Start the workers, and restart those that end, from then on."""
+        """Start the workers, and from then on restart those that end."""
         if self._metrics is not None:
             await self._metrics.start(self.workers, self._settings)
         await self.workers.start()

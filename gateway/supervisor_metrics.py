@@ -21,5 +21,5 @@ class SupervisorMetrics(CrewMetrics):
         await self.serve(workers, tls_context(settings.tls_cert, settings.tls_key))
 
     def renew(self, settings: Settings) -> None:
-        """Go by `settings` from now on, and by the files that they name. Raises SettingsError."""
+        """Use the certificate that `settings` name from now on. Raises SettingsError."""
         self.show(settings.tls_cert, settings.tls_key)

@@ -1,6 +1,6 @@
-"""What writes and traces the requests of a gateway, where its operator asks for it.
+"""What logs and traces the requests of a gateway, where its operator asks for it.
 
-Imported late, so that a gateway that is not asked for it starts sooner.
+Both are imported late, so that a gateway without them starts sooner.
 """
 
 from typing import TYPE_CHECKING

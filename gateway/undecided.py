@@ -13,7 +13,7 @@ log = logging.getLogger("gateway")
 
 
 class Undecided:
-    """Counts them, by what became of them, for `metrics`, too."""
+    """Counts requests without a decision, by what became of them; `metrics` get the counts, too."""
 
     def __init__(self, metrics: "RequestMetrics | None") -> None:
         self._metrics = metrics
@@ -21,7 +21,7 @@ class Undecided:
         self._throttle = Throttle(1)
 
     def count(self, outcome: str, problem: PolicydError) -> None:
-        """One was "refused" or "forwarded unchecked", because of `problem`."""
+        """Count one that was "refused" or "forwarded unchecked", because of `problem`."""
         count = self._counts[outcome] = self._counts.get(outcome, 0) + 1
         if self._metrics is not None:
             self._metrics.undecided(outcome.partition(" ")[0])

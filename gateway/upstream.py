@@ -1,4 +1,4 @@
-"""The upstream API: sends requests to it and gives its answers, streaming both without a change."""
+"""The upstream API: sends requests to it and gives its answers, streaming both unchanged."""
 
 import asyncio
 import re
@@ -55,8 +55,8 @@ class WrongLength(Exception):
 class Upload(aiohttp.payload.Payload):
     """A request body that is streamed: it goes upstream while it comes from the client.
 
-    `begun` is what was read already. What has been taken of the body is kept as long as it is
-    small, so that it can be sent once more.
+    `begun` is what was read already. While what was taken of the body is small, it is kept, so that
+    it can be sent again.
     """
 
     def __init__(self, incoming: Incoming, length: int | None, begun: Pieces) -> None:
@@ -128,7 +128,7 @@ class Answer:
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""
         value = self._response.headers.get(name, "")
-        # aiohttp gives bytes that are not UTF-8 as half a surrogate pair, which is no text.
+        # aiohttp gives bytes that are not UTF-8 as lone surrogates, which no message can hold.
         return value if value.isascii() else value.encode(errors="replace").decode()
 
     async def relay(self, send: Send, note: Callable[[bytes], None]) -> None:
@@ -181,7 +181,7 @@ class Upstream:
 
     @property
     def is_down(self) -> bool:
-        """Whether it is not connected to for now."""
+        """Whether no new connections are made to it for now."""
         return self._breaker.is_open
 
     async def close(self) -> None:
@@ -193,7 +193,7 @@ class Upstream:
     ) -> Answer:
         """Send a request for the absolute `path`, and wait for the head of the answer.
 
-        `safe` tells that the upstream only reads for it, so that it may be sent again. Raises
+        `safe` says that it only makes the upstream read, so that it may be sent again. Raises
         UpstreamFailed, or ClientGone where the client broke off its upload.
         """
         url, sent = self._url(path, query), self._headers(headers)

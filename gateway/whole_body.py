@@ -1,4 +1,4 @@
-"""A large body that is here whole, and goes upstream piece by piece."""
+"""A large body that has come whole, and goes upstream piece by piece."""
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -27,6 +27,6 @@ class WholeBody(aiohttp.payload.Payload):
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
-        """Write it, as quickly as it is taken."""
+        """Write it, piece by piece, as quickly as the upstream takes it."""
         for piece in self._pieces:
             await writer.write(piece)

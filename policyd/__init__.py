@@ -1,6 +1,6 @@
 """policyd decides whether a request to an LLM API may go upstream.
 
-In the order of the way of a request:
+In the order in which a request passes through them:
 
     descriptor    how a request is read: HTTP request -> descriptor -> input of a decision
     client        how a gateway asks: PolicyClient, SyncPolicyClient
@@ -13,5 +13,5 @@ In the order of the way of a request:
     cli           the command;  server: what `policyd serve` starts;  demo: `policyd demo`
     command       what all processes share;  asgi: what all HTTP servers share
 
-The HTTP gateway is a package of its own, `gateway`. docs/architecture.md tells more.
+The HTTP gateway is a package of its own, `gateway`. docs/architecture.md says more.
 """

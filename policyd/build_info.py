@@ -25,7 +25,7 @@ def version() -> str:
 def commit() -> str:
     """The commit, as 12 hexadecimal digits; "" where it is not known.
 
-    Of a checkout it is the commit that is checked out, whatever has been changed since.
+    In a checkout, it is the commit that is checked out, whatever has been changed since.
     """
     try:
         found = (_PACKAGE / CARRIED).read_text("ascii").strip()
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def commit_of(checkout: Path) -> str:
-    """The commit of a git checkout, as git writes it, "" where there is none."""
+    """The commit of a git checkout, as git writes it; "" where there is none."""
     try:
         own, shared = _folders(checkout / ".git")
         head = _read(own / "HEAD")

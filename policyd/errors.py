@@ -9,7 +9,7 @@ PolicydError
 ├── DecisionNotFound       the log has no decision with this ID
 ├── LogFull                a decision cannot be logged, as there is no room for it
 │   └── LogUnwritable      ... as the disk or the process fails
-├── BodiesFull             as many bytes of request bodies are held as may be
+├── BodiesFull             no more bytes of request bodies may be held
 ├── NameTaken              another API key that is not revoked has this name
 ├── OlderServers           servers of an older version would not follow the change
 ├── KeyRevoked             a revoked API key cannot be changed
@@ -22,11 +22,11 @@ PolicydError
 │   └── CopyRefused        ... in store/copying.py: a database cannot be copied into that one
 ├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
 ├── SnapshotUnusable       there is no snapshot of the settings to decide by
-├── TooManyGateways        as many gateways follow the settings, or append decisions, as may
+├── TooManyGateways        no more gateways may follow the settings, or append decisions
 ├── GatewayTooSlow         a gateway takes none of the messages that it asked for
-├── StoreBusy              as many calls wait for the database as may
+├── StoreBusy              no more calls may wait for the database
 ├── SettingsError          policyd cannot start with these settings
-│   └── NoRoom             ... as the disk is full: with room they will do
+│   └── NoRoom             ... as the disk is full: with more room, it can
 ├── CannotListen           an address to listen at is taken, or not this machine's
 ├── CallFailed             ... in client/admin.py: a call to AdminService failed
 └── NoDecision             policyd gave no decision (policyd.client raises it)
@@ -71,7 +71,7 @@ class LogUnwritable(LogFull):
 
 
 class BodiesFull(PolicydError):
-    """As many bytes of request bodies are held as may be."""
+    """No more bytes of request bodies may be held."""
 
 
 class NameTaken(PolicydError):
@@ -111,11 +111,11 @@ class SnapshotUnusable(PolicydError):
 
 
 class StoreBusy(PolicydError):
-    """As many calls wait for the database as may."""
+    """No more calls may wait for the database."""
 
 
 class TooManyGateways(PolicydError):
-    """As many gateways follow the settings, or append decisions, as may."""
+    """No more gateways may follow the settings, or append decisions."""
 
 
 class GatewayTooSlow(PolicydError):
@@ -141,7 +141,7 @@ class CannotListen(PolicydError):
 class NoDecision(PolicydError):
     """policyd gave no decision.
 
-    `is_outage`: it could not be reached in time. Otherwise it was reached, and would not decide.
+    `is_outage`: policyd could not be reached in time. Otherwise it was reached, and did not decide.
     """
 
     def __init__(self, message: str, *, is_outage: bool = False) -> None:

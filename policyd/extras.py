@@ -1,14 +1,14 @@
-"""How the commands begin: without a traceback, where an extra is not installed and at Ctrl-C.
+"""How the commands start: without a traceback where an extra is not installed, or at Ctrl-C.
 
-The standard library only, as `pip install policyd` without an extra brings no more than the client
-needs, and yet puts the commands there.
+The standard library only: `pip install policyd` without an extra installs no more than the client
+needs, and yet the commands, too.
 """
 
 import importlib
 import sys
 
 INTERRUPTED = 130
-"""The exit status at Ctrl-C, as shells have it."""
+"""The exit status at Ctrl-C, as in shells."""
 _OWN = ("policyd", "gateway")
 _BROUGHT = {
     "aiohttp": "gateway",
@@ -33,7 +33,7 @@ def policyd_gateway() -> None:
 def _run(module: str, command: str, own: str) -> None:
     try:
         importlib.import_module(module).main()
-    except KeyboardInterrupt:  # While it loads what it is made of. See command/groups.py, too.
+    except KeyboardInterrupt:  # While its modules load. See command/groups.py, too.
         sys.exit(INTERRUPTED)
     except ModuleNotFoundError as problem:
         package = (problem.name or "").partition(".")[0]
@@ -43,5 +43,5 @@ def _run(module: str, command: str, own: str) -> None:
 
 
 def lacks(package: str, extra: str) -> str:
-    """What an error tells of a package that is not installed."""
+    """What an error says about a package that is not installed."""
     return f"needs {package}, which is not installed: pip install 'policyd[{extra}]'"

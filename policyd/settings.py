@@ -25,13 +25,14 @@ from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
 from policyd.telemetry.tracing import check_traces
 
-# It stands in commands to copy: nothing that a shell or a program would read as its own.
+# The console shows it in commands to copy, so it holds nothing that a shell or a program would
+# read as syntax.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 SHIPPING = 5.0
-"""Seconds, at least, in which the log's last entries are shipped to the store at the end."""
+"""Seconds, at least, for shipping the log's last entries to the store at the end."""
 LOCAL_MESSAGE = 2**20 + 2**16
-"""Bytes of a message, at least, that gateways may send which decide by themselves: it holds a piece
-of their spool."""
+"""The smallest --max-message, in bytes, with gateways that decide by themselves: each message holds
+a piece of their spool."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 
@@ -54,10 +55,12 @@ class ServerSettings:
         least=1,
         most=3600,
     )
-    grpc: Address = setting(Address("127.0.0.1", 50051), "Where gateways ask.")
+    grpc: Address = setting(Address("127.0.0.1", 50051), "Where gateways ask for decisions.")
     admin: Address = setting(Address("127.0.0.1", 50052), "Where administrators manage keys.")
-    http: Address | None = setting(None, "Where proxies without gRPC ask; off unless given.")
-    workers: int = setting(1, "Processes; one a core is enough.", least=1, most=256)
+    http: Address | None = setting(
+        None, "Where proxies without gRPC ask for decisions; off unless given."
+    )
+    workers: int = setting(1, "Worker processes; one per core is enough.", least=1, most=256)
     default_mode: Mode = setting(Mode.OFF, "The mode of API keys that set none.", words=MODES)
     admin_token_file: Path = setting(
         None,
@@ -76,17 +79,19 @@ class ServerSettings:
     tls_client_ca: Path | None = setting(
         None, "PEM certificate authority; callers must show a certificate of it."
     )
-    max_message: int = setting(4 * 2**20, "Bytes of a gRPC request.", unit="bytes", least=1024)
+    max_message: int = setting(
+        4 * 2**20, "Bytes that a gRPC request may have.", unit="bytes", least=1024
+    )
     max_body: int = setting(
         64 * 2**20,
-        "Bytes of a body that --http reads, as the client sends it and decompressed.",
+        "Bytes that a body sent to --http may have, as the client sends it and decompressed.",
         unit="bytes",
         least=1,
     )
     body_memory: int | None = setting(
         None,
-        "Bytes of all bodies over 64 KiB that are held at once, also to read them; by default 512 "
-        "MiB, or four times --max-body. Beyond it, checks get 503.",
+        "Bytes that all bodies over 64 KiB may take at once, with what reading them takes; by "
+        "default 512 MiB or four times --max-body, whichever is more. Beyond it, checks get 503.",
         unit="bytes",
         least=1,
     )
@@ -105,7 +110,7 @@ class ServerSettings:
     )
     head_timeout: float = setting(
         10.0,
-        "Seconds for a TLS or HTTP/2 handshake, of which gRPC gives 5 at most, and for the "
+        "Seconds for a TLS or HTTP/2 handshake, for which gRPC allows 5 at most, and for the "
         "headers of a request to --http.",
         unit="seconds",
         least=0.001,
@@ -133,9 +138,9 @@ class ServerSettings:
     )
     unready_when_stale: bool = setting(
         False,
-        "With stale settings: go on as ready, and have the health service `settings` alone say "
-        "so, or say NOT_SERVING, so that balancers send no more requests here. All replicas of a "
-        "database grow stale at once.",
+        "What to do while the settings are stale: stay ready, so that only the health service "
+        "`settings` says so, or say NOT_SERVING, so that balancers send no more requests here. All "
+        "replicas of a database become stale at once.",
         name="on_stale",
         words={"serve": False, "not-serving": True},
     )
@@ -148,13 +153,14 @@ class ServerSettings:
     )
     drain: float = setting(
         5.0,
-        "Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
-        "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 10 s "
-        "together.",
+        "Seconds after SIGTERM for balancers to look elsewhere: new calls are still answered, and "
+        "health says NOT_SERVING. An orchestrator has to allow --drain, --grace and 10 s together.",
         unit="seconds",
         least=0,
     )
-    grace: float = setting(10.0, "Seconds to finish calls at the end.", unit="seconds", least=0)
+    grace: float = setting(
+        10.0, "Seconds for calls to finish, after the drain.", unit="seconds", least=0
+    )
     spool: Path = setting(
         None,
         "Folder where log entries wait for the database; by default FILE-spool beside SQLite's "
@@ -164,14 +170,14 @@ class ServerSettings:
     spool_limit: int = log_settings.spool_limit()
     snapshot: Path | None = setting(
         None,
-        "File with the last known settings of all keys, by which policyd decides where it starts "
+        "File with the last known settings of all keys, by which policyd decides if it starts "
         "while the database is away; by default `snapshot` in the folder of --spool.",
         path="file",
     )
     snapshot_max_age: float = setting(
         24.0,
-        "Hours since the database was last followed, after which that file is not used to start "
-        "by. 0: it is neither used nor written.",
+        "Hours since the database was last followed after which policyd does not start by that "
+        "file. 0: policyd neither uses nor writes it.",
         unit="hours",
         least=0,
     )
@@ -184,8 +190,8 @@ class ServerSettings:
     log_max_rows: int = setting(10_000_000, "Decisions that stay in the log.", least=0)
     migrate: bool = setting(
         True,
-        "Whether an older database is brought to this version's form at the start. If not, "
-        "policyd db migrate does that, as a user of the database that may change tables.",
+        "Whether policyd brings an older database to this version's form at the start. If not, run "
+        "policyd db migrate, as a user of the database that may change tables.",
         switch=True,
     )
     console: Address | None = setting(None, "Where the web console listens; off unless given.")
@@ -221,8 +227,8 @@ class ServerSettings:
     trace_sample: float = telemetry.trace_sample()
     trace_users: str = setting(
         "",
-        file_help="Holds a key of at least 16 characters. Spans then tell of the end user, by a "
-        "hash with that key (user.id); without it they do not.",
+        file_help="Holds a key of at least 16 characters. Spans then name the end user by a hash "
+        "with that key (user.id); without it they do not.",
         hidden=True,
     )
     metrics: Address | None = telemetry.metrics()
@@ -233,7 +239,7 @@ class ServerSettings:
 
     @property
     def listeners(self) -> dict[str, Address]:
-        """Every address that is listened at, by its flag."""
+        """Every address that policyd listens at, by its flag."""
         given = {
             "--grpc": self.grpc,
             "--admin": self.admin,
@@ -250,12 +256,12 @@ class ServerSettings:
 
     @property
     def ending(self) -> float:
-        """Seconds that a worker has to end."""
+        """Seconds within which a worker that is replaced has to end."""
         return self.handover + self.grace
 
     @property
     def connections(self) -> int:
-        """How many connections `grpc` takes, and as many again `http`."""
+        """How many connections `grpc` takes, and how many `http`."""
         each = 1 if self.http is None else 2
         return share(self.max_connections, each=each, flag="--max-connections")
 
@@ -308,7 +314,9 @@ class ServerSettings:
         if self.console_url:
             _check_url(self.console_url, "--console-url")
             if urlsplit(self.console_url).path.strip("/"):
-                raise SettingsError("--console-url has no path: give the console a name of its own")
+                raise SettingsError(
+                    "--console-url takes no path: give the console a host name of its own"
+                )
         _ = self.console_proxies
 
     def _check_reach(self) -> None:
@@ -372,7 +380,7 @@ def spool_folder(database_url: str) -> Path:
 
 
 def _beside_database(url: str, name: str) -> Path:
-    """A file called `name` in the database's folder, or here if it is no file."""
+    """A file called `name` beside SQLite's file, or in the working directory without one."""
     file = sqlite_file(url)
     return (file.parent if file else Path()) / name
 

@@ -1,8 +1,8 @@
 """What other settings would have done: the logged requests of a key, decided again by them.
 
 The log groups requests by all that a decision depends on (store/history.py), so each group is
-decided once, by the same engine that decides requests. What the log does not have is not guessed:
-such requests are counted apart. Older versions of policyd kept less of a request.
+decided once, by the same engine that decides requests. What the log lacks is not guessed: such
+requests are counted apart, as older versions of policyd kept less of a request.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ class Simulation:
     requests: int
     blocked: int
     by_operation: list[tuple[str, int]]
-    """Blocked requests by operation, most first. "": not known."""
+    """Blocked requests by operation, most frequent first. "": not known."""
     by_model: list[tuple[str, int]]
     by_user_agent: list[tuple[str, int]]
     examples: list[Record]
@@ -45,7 +45,7 @@ class Simulation:
     flagged: int = 0
     """Requests that would have been allowed, and flagged as violating a policy."""
     unknown: int = 0
-    """Requests of which the log does not have what the policies look at."""
+    """Requests for which the log lacks what the policies look at."""
 
 
 class _Fate(Enum):
@@ -75,7 +75,7 @@ def simulate(
         counts[fate] += group.requests
         if fate is _Fate.BLOCKED:
             blocked.append(group)
-    # The newest requests are among those of the kinds with the newest one each.
+    # The newest requests are in the groups whose newest requests are the newest.
     newest = sorted(blocked, key=lambda group: group.newest, reverse=True)[:EXAMPLES]
     return Simulation(
         requests=counts.total(),
@@ -119,7 +119,7 @@ def _fate(kind: Kind, settings: KeySettings, defaults: Settings) -> _Fate:
 
 
 def _lacks_places(kind: Kind, accept: tuple[str, ...]) -> bool:
-    """Whether an end user may have stood in a place that the log does not know of."""
+    """Whether an end user may have stood in a place that the log says nothing about."""
     if not kind.in_scope or kind.end_users not in ("", inputs.NOT_KEPT):
         return False
     known = {USER: kind.body_user, SAFETY_IDENTIFIER: kind.body_safety_identifier}

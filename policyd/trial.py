@@ -1,6 +1,6 @@
-"""A request that is tried: decided now by the settings in the database, without a server.
+"""A trial of a request: decided now by the settings in the database, without a server.
 
-`policyd explain` and the console's page "Try a request" ask here. Nothing is logged.
+`policyd explain` and the console's page "Try a request" use it. Nothing is logged.
 """
 
 from enum import Enum
@@ -17,7 +17,7 @@ from policyd.v1 import policy_pb2 as pb
 
 
 class Finding(Enum):
-    """What a policy that is set made of a request."""
+    """What a policy that is set found of a request."""
 
     KEPT = "kept"
     VIOLATED = "violated"
@@ -34,12 +34,12 @@ class Trial(NamedTuple):
     """None: no key in force was given."""
 
     def finding(self, result: Result) -> Finding:
-        """What the policy of one of the decision's results made of the request."""
+        """What the policy of one of the decision's results found of the request."""
         return finding(result, self.decision.explanation)
 
 
 def finding(result: Result, why: Explanation) -> Finding:
-    """What a policy made of a request that was decided as `why` says."""
+    """What a policy found of a request that was decided as `why` says."""
     policy = TABLE.by_name.get(result.policy)
     if result.has_failed:
         return Finding.FAILED

@@ -230,7 +230,7 @@ def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
 
 
 def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
-    """A denial names its decision's ID in a header behind the contract's headers."""
+    """A denial names its decision's ID in a header after the contract's headers."""
     response = asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT))
     (decision_id,) = response.all("x-request-id")
     assert len(decision_id) == 32
@@ -307,10 +307,7 @@ def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
 
 
 def ask_until_denied(url: str, key: str) -> list[int]:
-    """Ask again and again until a request is denied, within a generous deadline.
-
-    Gives the statuses of the answers.
-    """
+    """The statuses of requests sent one after another until one is denied, or for 60 seconds."""
     statuses: list[int] = []
     deadline = time.monotonic() + 60
     while statuses[-1:] != [422] and time.monotonic() < deadline:
@@ -324,7 +321,7 @@ def ask_until_denied(url: str, key: str) -> list[int]:
 def test_a_connection_that_is_lost(
     name: str, policyd: Policyd, keys: Keys, upstream: Upstream
 ) -> None:
-    """A gateway soon connects anew where policyd acknowledges packets and answers nothing."""
+    """A gateway soon reconnects where policyd acknowledges packets but answers nothing."""
     upstream.forget()
     host, _, port = policyd.grpc.rpartition(":")
     with SilentProxy((host, int(port))) as proxy:
@@ -357,7 +354,7 @@ def test_a_restart(name: str, tmp_path: Path, upstream: Upstream) -> None:
 def test_without_upstream(
     name: str, policyd: Policyd, keys: Keys, unused_port: Callable[[], int]
 ) -> None:
-    """Without an upstream an allowed request is answered 502, and a denied one as always."""
+    """Without an upstream, a gateway answers an allowed request 502, and a denied one as always."""
     server = start(CLIENTS[name], policyd.grpc, f"http://127.0.0.1:{unused_port()}")
     passes = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT_WITH_USER))
     denied = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT))

@@ -45,7 +45,7 @@ core.register_action("policyd", {"http-req"}, function(txn, url, largest)
         headers["x-policyd-body"] = {"partial"}
         body = ""
     end
-    -- HAProxy 2.6 makes four attempts, each of so many milliseconds.
+    -- HAProxy 2.6 makes four attempts, each with this timeout in milliseconds.
     local reply = core.httpclient():post{url = url, headers = headers, body = body, timeout = 1500}
     if reply.status == 200 and first(reply.headers, "x-policyd-decision-id") then
         txn:set_var("txn.policyd.status", 200)

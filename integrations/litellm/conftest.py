@@ -1,4 +1,4 @@
-"""What the tests of the LiteLLM hook need, and the count of vectors by their outcome."""
+"""Fixtures for the tests of the LiteLLM hook, and the count of vectors by their outcome."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report how many vectors LiteLLM treats in which way."""
+    """Report how many vectors had each outcome."""
     properties = [
         value
         for report in terminalreporter.getreports("passed")

@@ -1,9 +1,9 @@
 """Asks policyd about each request to a LiteLLM proxy, and denies those that policyd denies.
 
 LiteLLM finds `hook` by the config's `callbacks: policyd_hook.hook`. Where policyd gives no decision
-the client gets 503. What counts is what LiteLLM sends upstream: a client's path tells
-little of that, so a request is judged by the call that LiteLLM makes of it (`call_type`).
-policyd gets the outcome of each request that LiteLLM has answered.
+the client gets 503. policyd judges what LiteLLM sends upstream. A client's path says little about
+that, so the hook describes a request by the call that LiteLLM makes for it (`call_type`).
+The hook reports the outcome of each request that an upstream has answered.
 """
 
 import json
@@ -50,13 +50,13 @@ class Call(NamedTuple):
     """What LiteLLM sends upstream for a call type that is in scope."""
 
     path: str
-    """The endpoint; none where it may be any, which is in scope, too."""
+    """The endpoint's path; "" where it may be any endpoint, which is in scope, too."""
     identifiers: tuple[str, ...] = ("user",)
-    """The fields that LiteLLM sends on as what they are."""
+    """The fields that hold an end user and that LiteLLM sends upstream as such."""
     shows_model: bool = True
     """Whether the field `model` names the model that LiteLLM asks for."""
     shows_numbers: bool = True
-    """Whether the token limit and the prompt stand in fields of OpenAI's names."""
+    """Whether the token limit and the prompt are in fields with OpenAI's names."""
 
 
 _CHAT = Call("/v1/chat/completions", ("user", "safety_identifier"))
@@ -73,7 +73,7 @@ IN_SCOPE = {
     **dict.fromkeys(("aresponses", "responses"), _RESPONSES),
     **dict.fromkeys(("aimage_generation", "image_generation"), _GENERATIONS),
     **dict.fromkeys(("aimage_edit", "image_edit"), Call("/v1/images/edits")),
-    # LiteLLM asks chat completions or responses for these, of models that speak nothing else.
+    # For models that know only chat completions or responses, LiteLLM turns these into such a call.
     **dict.fromkeys(("anthropic_messages", "aanthropic_messages"), _MESSAGES),
     **dict.fromkeys(("generate_content", "agenerate_content"), _NOTHING_MAPPED),
     **dict.fromkeys(("generate_content_stream", "agenerate_content_stream"), _NOTHING_MAPPED),
@@ -89,7 +89,7 @@ IN_SCOPE = {
     # Over a WebSocket the client sends what no hook sees.
     "_aresponses_websocket": Call("/v1/responses", (), shows_model=False, shows_numbers=False),
     "_arealtime": _UNSEEN,
-    # What LiteLLM passes through without saying where. A body there is the client's own.
+    # LiteLLM passes these through and does not say where to. The body is the client's own.
     "pass_through_endpoint": Call("", ("user", "safety_identifier")),
     **dict.fromkeys(("llm_passthrough_route", "allm_passthrough_route"), _UNSEEN),
 }
@@ -137,23 +137,24 @@ _OUT_OF_SCOPE = """
     call_mcp_tool list_mcp_tools apply_guardrail
 """
 OUT_OF_SCOPE = frozenset(_OUT_OF_SCOPE.split())
-"""Call types that are known to be none of the endpoints. One in neither table is in scope."""
+"""Call types that reach no endpoint in scope. One in neither table is in scope."""
 
 _KEYLESS = frozenset({"call_mcp_tool", "list_mcp_tools"})
-"""Those of them whose clients speak another protocol, and in it need name no API key."""
-_UPSTREAM_CUTS_AT = 64  # Of metadata.user_id LiteLLM may send so many characters.
+"""Call types out of scope whose clients speak another protocol, and so need no policyd key."""
+_UPSTREAM_CUTS_AT = 64
+"""Characters of metadata.user_id that LiteLLM sends upstream, at most."""
 
 
-class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are not at hand here
+class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is not installed here
     """Asks the policyd at `target`, or any of several (HOST:PORT,HOST:PORT), and waits at most
     `timeout` seconds for an answer.
 
-    A request names its policyd key in x-usagepanda-api-key. One that does not is judged by the
-    `policyd_api_key` in its LiteLLM key's metadata, or else by `key`.
+    A request names its policyd key in x-usagepanda-api-key. For one that does not, the hook uses
+    the `policyd_api_key` in the LiteLLM key's metadata, or else `key`.
     """
 
     enforces_request_content = True
-    """Has LiteLLM show each line of a batch file that is uploaded, as if it were a request."""
+    """Makes LiteLLM show the hook each line of an uploaded batch file, as if it were a request."""
 
     def __init__(
         self, target: str, *, key: str = "", token: str = "", timeout: float = 1.0
@@ -173,7 +174,7 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
         call_type: str,
     ) -> Data:
         """Let the request pass, or raise policyd's denial."""
-        if self._policyd is None:  # It belongs to the event loop, which runs by now.
+        if self._policyd is None:  # The client belongs to the event loop, which runs by now.
             self._policyd = PolicyClient(
                 self._target, token=self._token, timeout=self._timeout, on_error="deny"
             )
@@ -194,18 +195,18 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
     async def async_log_success_event(
         self, kwargs: Data, response_obj: object, start_time: datetime, end_time: datetime
     ) -> None:
-        """Report the outcome of a request that an upstream has answered."""
+        """Report the outcome of a request, unless LiteLLM answered it from its cache."""
         decision_id = kwargs.get(_DECISION)
         if decision_id and self._policyd is not None and not kwargs.get("cache_hit"):
             self._policyd.report(outcome(decision_id, kwargs, response_obj))
 
 
 class Denied(ProxyException):  # type: ignore[misc]  # as above
-    """policyd's denial, in the one kind of exception that LiteLLM passes on as it is."""
+    """policyd's denial, in the one kind of exception that LiteLLM passes on unchanged."""
 
     def __init__(self, answer: EvaluateResponse, error: dict[str, Any]) -> None:
         denial = answer.denial
-        # LiteLLM adds its own to these; Content-Type it sets itself, to the same.
+        # LiteLLM adds headers of its own, among them the same Content-Type.
         headers = {h.name: h.value for h in denial.headers if h.name.lower() != "content-type"}
         if answer.decision_id:
             headers["x-request-id"] = answer.decision_id
@@ -214,7 +215,7 @@ class Denied(ProxyException):  # type: ignore[misc]  # as above
         self._error = error
 
     def to_dict(self) -> dict[str, Any]:
-        """The error in the body. LiteLLM writes it compactly, its keys in this order."""
+        """The error in the body. LiteLLM writes it as compact JSON, with its keys in this order."""
         return self._error
 
 
@@ -227,7 +228,7 @@ def deny(answer: EvaluateResponse) -> NoReturn:
 
 
 def described(data: Data, call_type: str, key: str) -> EvaluateRequest:
-    """Describe a request. `key` is used where it names no policyd key itself."""
+    """Describe a request. `key` counts where the request names no policyd key itself."""
     given = by_name(_headers(data, call_type))
     call = IN_SCOPE.get(call_type, _UNSEEN)
     request = HttpRequest(
@@ -243,9 +244,10 @@ def described(data: Data, call_type: str, key: str) -> EvaluateRequest:
 
 
 def _came_whole(data: Data) -> bool:
-    """Whether `data` is a request that LiteLLM has prepared: then what it holds is true.
+    """Whether LiteLLM has prepared `data`: then its fields about the request are LiteLLM's own.
 
-    A body that is passed through and a line of a batch may claim anything, but hold no such object.
+    A passed-through body and a line of a batch are the client's: they can claim anything, but
+    cannot hold a RedactedDict.
     """
     secret = data.get("secret_fields")
     return isinstance(secret, dict) and isinstance(secret.get("raw_headers"), RedactedDict)
@@ -259,7 +261,7 @@ def _headers(data: Data, call_type: str) -> list[tuple[str, str]]:
     """The client's headers, names in lower case; none where LiteLLM does not show them."""
     if not _came_whole(data):
         return [] if call_type == "pass_through_endpoint" else _remembered_headers(data)
-    # Of a repeated header the one has the first value and the other the last.
+    # Of a repeated header, `raw_headers` has the first value and `headers` the last.
     first = data["secret_fields"]["raw_headers"]
     last = data["proxy_server_request"]["headers"]
     found = {(str(name).lower(), str(v)): None for one in (first, last) for name, v in one.items()}
@@ -267,7 +269,7 @@ def _headers(data: Data, call_type: str) -> list[tuple[str, str]]:
 
 
 def _remembered_headers(data: Data) -> list[tuple[str, str]]:
-    """Those of the upload that a batch's line is part of, or of an MCP client."""
+    """The headers of the upload that a batch's line is part of, or of an MCP client."""
     for bag in ("litellm_metadata", "metadata"):
         kept = data.get(bag)
         headers = kept.get("headers") if isinstance(kept, dict) else None
@@ -280,11 +282,11 @@ def _remembered_headers(data: Data) -> list[tuple[str, str]]:
 
 
 def _attributes(data: Data, call: Call, request: HttpRequest) -> BodyAttributes:
-    """What policies judge of the request that LiteLLM sends upstream."""
+    """What policies judge in the request that LiteLLM sends upstream."""
     if not request.target.in_scope:
         return NOT_READ
     if request.content_encoding.strip().lower() not in ("", "identity"):
-        return unreadable(UserState.UNSUPPORTED_ENCODING)  # LiteLLM undoes none.
+        return unreadable(UserState.UNSUPPORTED_ENCODING)  # LiteLLM decompresses nothing.
     stated = _stated(data, call)
     if stated.user.state.is_unreadable:
         return stated
@@ -304,13 +306,13 @@ _STATED = frozenset({"model", *NUMBERS, *_PROMPTS, _SYSTEM})
 _REPLACING = frozenset({"context_window_fallback_dict", "prompt_id"}) | {
     *("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "default_fallbacks")
 }
-"""Fields that name other models, and a prompt that LiteLLM keeps."""
+"""Fields that name other models, or a prompt that LiteLLM stores."""
 
 
 def _stated(data: Data, call: Call) -> BodyAttributes:
-    """Its model, its numbers and its prompt's characters, as policyd reads them in a body.
+    """The model, the numbers and the prompt's characters, as policyd reads them in a body.
 
-    What LiteLLM may replace on the way, and what it does not show, is worse than every limit.
+    A value that LiteLLM may replace on the way, or does not show, is CONFLICTING or INVALID.
     """
     fields = {name: data[name] for name in ("model", *NUMBERS, *_PROMPTS) if name in data}
     if _SYSTEM in data:
@@ -336,7 +338,7 @@ def _value(data: Data, place: str) -> object:
     return value[:_UPSTREAM_CUTS_AT] if isinstance(value, str) else value
 
 
-# Fields whose content is the client's conversation, or LiteLLM's own: they rewrite nothing.
+# Fields that hold the client's conversation, or that LiteLLM fills itself: they rewrite nothing.
 _CONTENT = """
     user safety_identifier metadata litellm_metadata proxy_server_request secret_fields
     litellm_logging_obj messages input prompt instructions system text conversation
@@ -350,11 +352,11 @@ _DROPPING = "additional_drop_params"
 
 
 def _is_rewritten(data: Data, call: Call) -> bool:
-    """Whether the request has LiteLLM send another identifier upstream than it names, or none.
+    """Whether the request makes LiteLLM send another identifier than it names, or none.
 
-    On a second try LiteLLM lays fields of `fallbacks` and the like over the request; it merges
-    `extra_body` into the body, and drops what it is told to. So no field but the content may name
-    an identifier, at any depth.
+    On a second attempt LiteLLM replaces fields of the request by those of `fallbacks` and the like;
+    it merges `extra_body` into the body, and drops what `additional_drop_params` names. So no field
+    outside _CONTENT may name an identifier, at any depth.
     """
     names = _REPLACED
     if call is _MESSAGES:
@@ -362,14 +364,14 @@ def _is_rewritten(data: Data, call: Call) -> bool:
         if "user" in data and not str(data["user"] or "").strip():
             return True
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
-    fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
+    fields.pop("allowed_openai_params", None)  # _keep_user only adds to it.
     return any(_folded(name) in names or _drops(name, value) for name, value in _walk(fields))
 
 
 def _replaces_what_it_states(data: Data) -> bool:
-    """Whether the request has LiteLLM ask another model, or send another limit or prompt on."""
+    """Whether the request makes LiteLLM send another model, limit or prompt than it states."""
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
-    fields.pop("session", None)  # Of a realtime call: LiteLLM made `model` of it.
+    fields.pop("session", None)  # A realtime call's, from which LiteLLM has taken `model`.
     if any(name in _REPLACING and value for name, value in _walk(fields)):
         return True
     if any(_folded(name) in _STATED for value in fields.values() for name, _ in _walk(value)):
@@ -379,13 +381,13 @@ def _replaces_what_it_states(data: Data) -> bool:
 
 
 def _has_twin(data: Data) -> bool:
-    """Whether an identifier stands there in another spelling, too."""
+    """Whether `data` names an identifier in another spelling, beside its own or in its place."""
     twins = ("user", "safety_identifier")
     return any(name not in twins and _folded(str(name)) in twins for name in data)
 
 
 def _folded(name: str) -> str:
-    """A name as some upstreams read it: in any letter case, and in a form percent-decoded."""
+    """A name as some upstreams read it: in any letter case, and in forms percent-decoded."""
     return unquote(name).casefold()
 
 
@@ -397,7 +399,7 @@ def _drops(name: str, value: object) -> bool:
 
 
 def _walk(value: object) -> Iterator[tuple[str, object]]:
-    """Every key and its value, at any depth. JSON in strings is looked into, as forms hold it."""
+    """Every key and its value, at any depth, also in strings of JSON, which forms hold."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -426,8 +428,8 @@ _MAY_DROP = (_CHAT, _MESSAGES, _RESPONSES, IN_SCOPE["aembedding"], IN_SCOPE["acr
 
 
 def _keep_user(data: Data, call_type: str) -> None:
-    """LiteLLM drops `user` for models that it does not know as OpenAI's, and where it asks another
-    endpoint than the client named, unless told to keep it."""
+    """Make LiteLLM keep `user`, which it would drop for models that it does not know as OpenAI's,
+    and where it asks another endpoint than the client named."""
     if IN_SCOPE.get(call_type) in _MAY_DROP:
         allowed = data.get("allowed_openai_params")
         kept = allowed if isinstance(allowed, list) else []
@@ -435,7 +437,7 @@ def _keep_user(data: Data, call_type: str) -> None:
 
 
 def _keep_back_own_headers(data: Data) -> None:
-    """Where LiteLLM is set to pass a client's headers on, policyd's own stay here."""
+    """Remove policyd's headers from those that LiteLLM may pass on to the upstream."""
     for field in ("headers", "extra_headers"):
         headers = data.get(field)
         if isinstance(headers, dict):
@@ -447,21 +449,21 @@ def _keep_back_own_headers(data: Data) -> None:
 
 _DECISION = "policyd_decision_id"
 _UPSTREAM_IDS = ("chatcmpl-", "cmpl-")
-"""How the IDs of answers begin. In their place LiteLLM gives some kinds of calls one of its own."""
+"""How upstreams' answer IDs begin. For some kinds of calls LiteLLM puts an ID of its own there."""
 
 
 def _remember(decision_id: str, data: Data) -> None:
-    """Keep the decision's ID where LiteLLM's callbacks find it, and no client can write."""
+    """Keep the decision's ID where LiteLLM's callbacks find it and no client can write it."""
     call = data.get("litellm_logging_obj")
     if isinstance(call, Logging):
         call.model_call_details[_DECISION] = decision_id
 
 
 def outcome(decision_id: str, details: Data, answer: object) -> Outcome:
-    """The outcome of a request with this answer. `details` are what LiteLLM knows of the call."""
+    """The outcome of a request with this answer. `details` is LiteLLM's own record of the call."""
     made = Outcome(decision_id=decision_id, http_status=200)
     is_stream = bool(details.get("stream"))
-    if not is_stream:  # A stream that its client has left is the same to LiteLLM as a whole one.
+    if not is_stream:  # LiteLLM reports a stream that its client has left like a whole one.
         made.ending = ENDING_COMPLETE
     made.model = str(getattr(answer, "model", None) or "")
     answer_id = str(getattr(answer, "id", None) or "")
@@ -491,7 +493,7 @@ def _add_tokens(made: Outcome, usage: object) -> None:
             setattr(made, field, count)
 
 
-_setting = os.environ.get  # noqa: TID251  # LiteLLM makes a hook without arguments.
+_setting = os.environ.get  # noqa: TID251  # LiteLLM gives a hook no settings.
 hook = PolicydHook(
     _setting("POLICYD_TARGET", "127.0.0.1:50051"),
     key=_setting("POLICYD_API_KEY", ""),

@@ -32,7 +32,7 @@ class LiteLLM(Program):
     def __init__(self, config: Path, port: int, upstream: str, env: Mapping[str, str]) -> None:
         requirements.file(VENV / "litellm", "make interop installs it")
         given = {
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # LiteLLM would fetch one from the network
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # Else LiteLLM downloads one.
             "LITELLM_MASTER_KEY": "sk-master",
             "OPENAI_API_KEY": "sk-upstream",
             "OPENAI_BASE_URL": f"{upstream}/v1",

@@ -1,4 +1,4 @@
-"""Which of LiteLLM's calls the hook judges, by what, and that none loses its user on the way."""
+"""Which of LiteLLM's calls are in scope, what counts as their user, and that it goes upstream."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ TWINS = ("X_UsagePanda_Api_Key", "x-usagepanda_api-key", "x_usagepanda-trace-id"
 
 
 def inside(script: str, *arguments: str) -> Any:
-    """What `script` prints as JSON when it runs in the environment of LiteLLM and the hook."""
+    """The JSON that `script` prints when it runs in the environment of LiteLLM and the hook."""
     requirements.file(VENV / "python", "make interop installs it")
     env = environment({"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(FOLDER)})
     command = [VENV / "python", "-c", script, *arguments]
@@ -70,7 +70,7 @@ def test_every_call_type_is_known() -> None:
     known, in_scope, out_of_scope = (set(names) for names in inside(NAMES))
     assert not known - in_scope - out_of_scope
     assert not in_scope & out_of_scope
-    # Nor do the tables name others, but for those of older versions.
+    # Nor do the tables name others, except those of older versions.
     assert in_scope - known <= {"embeddings"}
 
 
@@ -214,7 +214,7 @@ def test_the_second_try(proxy: LiteLLM, keys: Keys, upstream: Upstream, told: ob
 
 @pytest.mark.parametrize("twin", ["User", "USER", "Safety_Identifier"])
 def test_another_letter_case(proxy: LiteLLM, keys: Keys, upstream: Upstream, twin: str) -> None:
-    """A name that only some upstreams read as an identifier invalidates the one beside it."""
+    """A name that only some upstreams read as an identifier makes the one beside it void."""
     upstream.forget()
     for change in ({twin: ""}, {"extra_body": {twin: ""}}):
         body = json.dumps(json.loads(CHAT_WITH_USER) | change).encode()
@@ -283,7 +283,7 @@ def test_what_is_dropped(proxy: LiteLLM, keys: Keys, upstream: Upstream, value: 
 
 
 def test_denials_name_their_decision(proxy: LiteLLM, keys: Keys) -> None:
-    """A denial names the decision's ID, by which the console finds it."""
+    """A denial has the decision's ID, by which the console finds the decision."""
     first, second = (chat(proxy, keys.secret(ENFORCE), CHAT) for _ in range(2))
     (one,), (other,) = first.all("x-request-id"), second.all("x-request-id")
     assert len(one) == 32
@@ -292,7 +292,7 @@ def test_denials_name_their_decision(proxy: LiteLLM, keys: Keys) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the hook, for another configuration."""
+    """A folder that contains the hook, for a configuration of the test's own."""
     made = tmp_path_factory.mktemp("litellm")
     (made / "policyd_hook.py").write_text((FOLDER / "policyd_hook.py").read_text())
     return made

@@ -130,7 +130,7 @@ def test_the_other_endpoints(
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
     denied = send(proxy, target, body, headers)
     assert denied.status == 422
-    # For images LiteLLM writes the error anew, with the status for a code.
+    # For images LiteLLM rewrites the error, with the status as its code.
     is_rewritten = target == "/v1/images/generations"
     assert denied.body == (
         NO_USER.replace(b'"code":null', b'"code":"422"') if is_rewritten else NO_USER
@@ -169,7 +169,7 @@ def test_what_claims_to_be_another_request(proxy: LiteLLM, keys: Keys, upstream:
 def test_fields_that_rewrite_the_user(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, rewriting: str
 ) -> None:
-    """A body that has LiteLLM send another user than it names, or none, is denied."""
+    """A body that makes LiteLLM send another user than it names, or none, is denied."""
     upstream.forget()
     body = CHAT_WITH_USER[:-1] + f",{rewriting}}}".encode()
     response = chat(proxy, keys.secret(ENFORCE), body)
@@ -198,9 +198,9 @@ def test_vectors(
     vector: Vector,
     record_property: Callable[[str, str], None],
 ) -> None:
-    """No vector that is to be denied is forwarded, but for those listed above with their reason.
+    """No vector that is to be denied is forwarded, except those listed above with their reason.
 
-    LiteLLM writes requests anew, so an allowed one need only arrive.
+    LiteLLM rewrites requests, so an allowed one need only arrive.
     """
     upstream.forget()
     response = conformance.send(vector, proxy.url, keys.secret(vector.key), headers=[MASTER])
@@ -211,7 +211,7 @@ def test_vectors(
         assert response.status == 200
     elif vector.response.status != 422 and upstream.received:
         # policyd does not read such a body, as its readers may differ. Here LiteLLM alone reads it.
-        outcome = "to be denied as unreadable, but sent upstream anew with its user"
+        outcome = "to be denied as unreadable, but rewritten and sent upstream with its user"
         assert all(user_of(received).strip(" \0") for received in upstream.received)
     else:
         expected = (vector.response.status, vector.response.body.encode())

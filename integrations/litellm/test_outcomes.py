@@ -44,7 +44,7 @@ def last(policyd: Policyd) -> str:
 
 
 def newest(policyd: Policyd, before: str) -> dict[str, Any]:
-    """The newest entry, once it is another than the one with the ID `before` and has an outcome."""
+    """The newest entry, once it has another ID than `before`, and an outcome."""
     until = time.monotonic() + 60
     while not (found := entries(policyd)) or found[0]["id"] == before or not found[0]["ending"]:
         assert time.monotonic() < until, found[:1]
@@ -93,7 +93,7 @@ def test_an_answer(
 def test_a_client_that_leaves(
     policyd: Policyd, proxy: LiteLLM, keys: Keys, upstream: Upstream
 ) -> None:
-    """A stream that is not read to its end has no ending, as LiteLLM does not tell."""
+    """A stream that is not read to its end has no ending, because LiteLLM does not report one."""
     before = last(policyd)
     upstream.hold()
     leaving = HTTPConnection(urlsplit(proxy.url).netloc, timeout=60)
@@ -112,7 +112,7 @@ def test_a_client_that_leaves(
 def test_an_upstreams_error(
     policyd: Policyd, proxy: LiteLLM, keys: Keys, upstream: Upstream
 ) -> None:
-    """A request that has failed has no outcome, even after that of a later one has come."""
+    """A failed request has no outcome, even once a later request has one."""
     before = last(policyd)
     key = keys.secret(ENFORCE)
     body = b'{"model":"gpt-4o-mini","messages":5,"user":"alice"}'
@@ -125,7 +125,7 @@ def test_an_upstreams_error(
 def test_an_answer_out_of_the_cache(
     policyd: Policyd, keys: Keys, upstream: Upstream, tmp_path: Path
 ) -> None:
-    """An answer for which LiteLLM asks no upstream has no outcome, so its tokens cost nothing."""
+    """An answer from LiteLLM's cache has no outcome, so its tokens cost nothing."""
     config = yaml.safe_load((FOLDER / "config.yaml").read_text())
     config["litellm_settings"] |= {"cache": True, "cache_params": {"type": "local"}}
     (tmp_path / "policyd_hook.py").symlink_to(FOLDER / "policyd_hook.py")

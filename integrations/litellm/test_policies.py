@@ -70,7 +70,7 @@ def test_the_system_prompt_of_messages(proxy: LiteLLM, keys: Keys, upstream: Ups
 def test_generate_content(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, key: Key, status: int
 ) -> None:
-    """Of Google's calls the hook knows the model, and neither limit nor prompt."""
+    """For Google's calls the hook knows the model, but neither limit nor prompt."""
     upstream.forget()
     body = b'{"contents":[{"role":"user","parts":[{"text":"Hello"}]}]}'
     headers = [("x-usagepanda-api-key", keys.secret(key))]

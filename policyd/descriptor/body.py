@@ -1,7 +1,8 @@
 """A request's body -> its attributes: the end-user identifiers and the model in it.
 
-Bodies are read within bounds: of bytes, decompressed too, of depth and of parts. A body that cannot
-be read for certain gets a state that names the reason, and never passes for one with a user.
+Bodies are read within bounds on their bytes (as sent and decompressed), depth and parts. A body
+that cannot be read with certainty gets a state that names the reason, and never counts as one with
+a user.
 """
 
 from policyd.descriptor import form, json_body, media_type
@@ -13,7 +14,7 @@ from policyd.engine.states import ModelState, Number, NumberState, UserState
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
-"""The same of a body that a caller of PolicyService sends in place of its attributes."""
+"""Bytes of a body that a caller of PolicyService sends in place of its attributes."""
 _NO_ATTRIBUTES = BodyAttributes(
     *(ABSENT, ABSENT, "", ModelState.ABSENT),
     *(Number(NumberState.ABSENT), Number(NumberState.ABSENT), Number(NumberState.GIVEN)),
@@ -27,7 +28,8 @@ def read_body(
     endpoint: Endpoint | None,
     limit: int = MAX_BODY,
 ) -> BodyAttributes:
-    """Read a body's attributes. Total: any bytes and strings will do.
+    """Read a body's attributes. Total: any bytes and strings will do. `limit` bounds the body's
+    bytes, as sent and decompressed.
 
     `endpoint` is what the request asks for, None if that is not known; it settles whether the body
     may be a form, or a session description (SDP), which names no end user. Otherwise it is read as

@@ -1,7 +1,7 @@
 """Request bodies: how many bytes of them are held at once, and where they are read.
 
-A bound on each body is none on all of them. Small ones are free: a listener's connections bound
-them already, and a client that holds large ones keeps none of them out.
+A bound on each body does not bound all of them together. Small ones are not counted: the limit of a
+listener's connections bounds them already, and a client that holds large ones cannot keep them out.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from policyd.descriptor.body_readers import BodyReaders
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.pieces import Pieces
-from policyd.descriptor.reader_process import Told
+from policyd.descriptor.reader_process import BodyContext
 from policyd.errors import BodiesFull
 
 SMALL = 64 * 1024
-"""Bytes of a body, as sent or decompressed, that are held and read for any client."""
+"""Bytes, as sent or decompressed, up to which a body is held and read without being counted."""
 AT_ONCE = 256 * 1024
-"""Bytes of a body, decompressed too, up to which it is read at once: other work waits for that."""
+"""Bytes, as sent and decompressed, up to which a body is read here: other work waits meanwhile."""
 
 
 _MUCH = 8 * 2**20
-"""Bytes that are given back to the system once none are held any more."""
+"""Where as many bytes were held, memory is given back to the system once none are."""
 _SOON = 1.0
-"""Seconds until then: others may be on their way."""
+"""Seconds to wait before that: more bodies may be on their way."""
 
 
 class Bodies:
@@ -37,17 +37,17 @@ class Bodies:
         self._readers = BodyReaders()
         self._most = 0
         self.held = 0
-        """Bytes, a reader's copies and what they may decompress to among them."""
+        """Bytes, including a reader's copies and what they may decompress to."""
 
     def hold(self) -> "Held":
         """Begin to hold a body."""
         return Held(self)
 
     def take(self, size: int) -> None:
-        """Hold `size` bytes more. Raises BodiesFull."""
+        """Hold `size` bytes more, or fewer where it is negative. Raises BodiesFull."""
         if size > 0 and self.held + size > self._memory:
             raise BodiesFull(
-                "as many request bodies are held as may be. Try again; if it lasts, raise "
+                "policyd holds as many request bodies as it may. Try again; if it lasts, raise "
                 "--body-memory"
             )
         self.held += size
@@ -57,14 +57,16 @@ class Bodies:
             asyncio.get_running_loop().call_later(_SOON, self._settle)
 
     def _settle(self) -> None:
-        # While more bodies are held, their end will do.
+        # Where more bodies are held by now, memory is given back after they end.
         if self.held == 0:
             give_memory_back()
 
-    async def read(self, held: "Held", size: int, body: Pieces, about: Told) -> BodyAttributes:
-        """The attributes of `body`, one of those for which `size` bytes are held.
+    async def read(
+        self, held: "Held", size: int, body: Pieces, about: BodyContext
+    ) -> BodyAttributes:
+        """The attributes of `body`, where `held` has `size` bytes for it and those beside it.
 
-        Where that takes long, another process does it, and has a copy. Raises BodiesFull.
+        A large body is read by another process, which has a copy. Raises BodiesFull.
         """
         decoded = decoded_limit(len(body), about.limit) if about.content_encoding else 0
         if max(len(body), decoded) <= AT_ONCE:
@@ -78,16 +80,16 @@ class Bodies:
 
     @property
     def readers(self) -> dict[int, bool]:
-        """The processes that read large bodies, by their IDs, and whether each has one."""
+        """The processes that read large bodies, by process ID: whether each has a body."""
         return self._readers.processes
 
     def close(self) -> None:
-        """End the processes that read."""
+        """End the processes that read large bodies."""
         self._readers.close()
 
 
 class Held:
-    """One body, as far as it is held. Use it as a context manager."""
+    """The bytes that are held for one body or message. Use it as a context manager."""
 
     __slots__ = ("_bodies", "_size")
 
@@ -96,7 +98,7 @@ class Held:
         self._size = 0
 
     def grow(self, size: int, reading: int = 0) -> None:
-        """It is `size` bytes now, and to read it takes `reading` more. Raises BodiesFull."""
+        """Hold `size` bytes for it now, and `reading` more to read it. Raises BodiesFull."""
         counted = (size if size > SMALL else 0) + (reading if reading > SMALL else 0)
         self._bodies.take(counted - self._size)
         self._size = counted

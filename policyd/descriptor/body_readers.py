@@ -1,12 +1,12 @@
-"""Processes that read large bodies, as their parent has them.
+"""Processes that read large bodies, as seen by their parent.
 
 Reading keeps Python's interpreter to itself: in a thread, a large body would hold up every small
 request of the process. So each reader is a process of its own, and the body goes to it through a
 socket, piece by piece, between which the parent's other work goes on. See reader_process.py for the
 other side, and for what the two say to each other.
 
-Readers are few and start when they are needed. One that ends, as the system lacks memory for
-example, or that hangs, fails the body that it had: the next body gets a new one.
+Readers are few and start when they are needed. One that ends (for lack of memory, for example) or
+hangs fails the body that it had: the next body gets a new reader.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, suppress
 
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.pieces import Pieces
-from policyd.descriptor.reader_process import LENGTH, Told, read_answer, told
+from policyd.descriptor.reader_process import LENGTH, BodyContext, heading, read_answer
 from policyd.errors import BodiesFull
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,9 @@ class BodyReaders:
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
 
-    async def read(self, begin: Callable[[], None], body: Pieces, about: Told) -> BodyAttributes:
+    async def read(
+        self, begin: Callable[[], None], body: Pieces, about: BodyContext
+    ) -> BodyAttributes:
         """The attributes of a body. `begin` is called once it is the body's turn.
 
         Raises BodiesFull where its turn does not come, or its reader ends or hangs, and what
@@ -74,7 +76,7 @@ class BodyReaders:
                 )
                 raise BodiesFull(_UNREAD) from None
             except BaseException:
-                reader.end()  # What is left of the body and of its answer is on the way.
+                reader.end()  # The rest of the body, or its answer, is still in the stream.
                 raise
             else:
                 self._idle.append(reader)
@@ -84,7 +86,7 @@ class BodyReaders:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The time in which a reader is one body's. Raises BodiesFull."""
+        """Wait until a reader is free for a body, and keep one for it. Raises BodiesFull."""
         try:
             async with asyncio.timeout(self._patience):
                 await self._turns.acquire()
@@ -105,11 +107,11 @@ class BodyReaders:
 
     @property
     def processes(self) -> dict[int, bool]:
-        """Those that run, by their IDs, and whether each has a body."""
+        """Those that run, by process ID: whether each has a body."""
         return {reader.process: reader in self._busy for reader in (*self._idle, *self._busy)}
 
     def close(self) -> None:
-        """End them. What they read is not answered. A later body gets a new one."""
+        """End all of them; what they read is not answered. A later body gets a new reader."""
         for reader in (*self._idle, *self._busy):
             reader.end()
         self._idle.clear()
@@ -123,7 +125,7 @@ def _starter() -> Executor:
 
 
 class _Reader:
-    """One process."""
+    """One process, and the connection to it."""
 
     def __init__(
         self,
@@ -163,9 +165,9 @@ class _Reader:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    async def read(self, body: Pieces, about: Told) -> BodyAttributes:
+    async def read(self, body: Pieces, about: BodyContext) -> BodyAttributes:
         """The attributes of a body. Raises EOFError or OSError where the process ends."""
-        self._bodies.write(told(about, len(body)))
+        self._bodies.write(heading(about, len(body)))
         for piece in body:
             self._bodies.write(piece)
             await self._bodies.drain()
@@ -177,7 +179,7 @@ class _Reader:
     def end(self) -> None:
         """End it at once."""
         with suppress(RuntimeError):  # The loop may be closed already.
-            self._bodies.transport.abort()  # Nothing takes what is left of a body.
+            self._bodies.transport.abort()  # Nobody reads the rest of a body.
         _kill(self._process)
 
 
@@ -192,9 +194,9 @@ def _end_unwanted(starting: "Future[_Started]") -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process at once. The system may take its time, for which nothing waits."""
+    """End a process at once, without waiting for the system, which may take its time."""
     process.kill()
-    with suppress(RuntimeError):  # There is no thread left. The next process's start reaps it.
+    with suppress(RuntimeError):  # No thread can start: the next process's start reaps it.
         threading.Thread(target=_reap, args=(process,), name="ended reader", daemon=True).start()
 
 

@@ -17,7 +17,7 @@ from policyd.v1 import policy_pb2 as pb
 
 _MODEL_STATES = tuple(ModelState)
 _NUMBER_STATES = tuple(NumberState)
-# Members of an enumeration take Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _NAMED, _CONFLICTING = ModelState.GIVEN, ModelState.CONFLICTING
 _NAMED_OR_NOT = (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT)
 _GIVEN, _ABSENT, _INVALID = NumberState.GIVEN, NumberState.ABSENT, NumberState.INVALID
@@ -25,8 +25,8 @@ _Member = TypeVar("_Member")
 
 
 def model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
-    """What is known of the model. What the caller claims and what the body holds must agree; one
-    that either of them names is named."""
+    """What is known of the model. What the caller claims and what the body holds must agree; a name
+    that only one of them has counts."""
     state, found, given = read.model_state, read.model, request.model
     if request.model_state or given:
         state = max(state, member(_MODEL_STATES, request.model_state, "model_state"))
@@ -41,11 +41,12 @@ def model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState
 
 
 def token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
+    """The tokens that all choices together may have."""
     limit, choices = read.token_limit, read.choices
     if request.token_limit_state or request.HasField("token_limit"):
         given = request.token_limit if request.HasField("token_limit") else None
         claimed = _number(request.token_limit_state, given, "token_limit_state")
-        # What goes upstream is the body, so a limit that it lacks is not made up for.
+        # The body goes upstream, so a claim does not make up for a limit that the body lacks.
         is_absent = limit.state is _ABSENT and claimed.state is _GIVEN
         limit = limit if is_absent else _worse(limit, claimed)
     if request.HasField("choices"):
@@ -81,7 +82,7 @@ def _number(state: int, value: int | None, field: str) -> Number:
 @lru_cache(maxsize=256)
 def _unstated(state: int, field: str) -> Number:
     claimed = member(_NUMBER_STATES, state, field)
-    # A number that is given stands in the field beside.
+    # GIVEN says nothing without the number, which has a field of its own.
     return UNKNOWN_NUMBER if claimed is _GIVEN else Number(claimed)
 
 

@@ -32,7 +32,7 @@ class UnreadableBody(Exception):
 
 
 class _Decompressor(NamedTuple):
-    """One stream's decompressor, whichever library it is of."""
+    """One stream's decompressor, of whichever library."""
 
     feed: Callable[[bytes, int], bytes]
     is_finished: Callable[[], bool]
@@ -61,8 +61,8 @@ def _zstd() -> _Decompressor:
 _CODINGS: dict[str, Callable[[], _Decompressor]] = {
     "gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
     "x-gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
-    # zlib's format, as the standard has it. Bare deflate is what some send, and some do not read;
-    # it can be made to look like any text.
+    # zlib's format, as the standard says. Some clients send bare deflate, which some servers do not
+    # read; it can be made to look like any text.
     "deflate": lambda: _zlib(zlib.MAX_WBITS),
     "br": _brotli,
     "zstd": _zstd,
@@ -77,9 +77,9 @@ def decompress(
 ) -> bytes:
     """The body without its codings, or itself where it has none.
 
-    `limit` bounds the bytes that go in and those that come out; those are bounded by the size of
-    what goes in, too, so that a small request costs little. `is_readable` tells of a body, while a
-    coding is still on it, whether a server that does not undo that one could read it.
+    `limit` bounds the bytes that go in and those that come out; the latter are bounded by the size
+    of what goes in, too, so that a small request costs little. `is_readable` says of a body that is
+    still coded whether a server that does not undo the coding could read it.
 
     Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING.
     """
@@ -129,9 +129,9 @@ def _feed(stream: _Decompressor, data: bytes, most: int) -> bytes:
 
 
 class Decompression:
-    """A body decompressed piece by piece as it comes, of one stream in one coding.
+    """Decompresses a body piece by piece as it comes: one stream, in one coding.
 
-    `limit` bounds the bytes that come out of it, and `piece_limit` those that come out at once.
+    `limit` bounds the bytes that come out of the body, and `piece_limit` those of one piece.
     """
 
     def __init__(self, content_encoding: str, limit: int, piece_limit: int) -> None:
@@ -143,7 +143,7 @@ class Decompression:
     def feed(self, data: bytes) -> bytes:
         """What the next piece decompresses to.
 
-        Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING. It ends there.
+        Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING; feed no more then.
         """
         if not data:
             return b""
@@ -162,11 +162,11 @@ class Decompression:
         if len(codings) != 1:
             raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
         if codings == ["deflate"] and not _is_zlib(data):
-            # Bare deflate is an old habit of servers. Nothing is decided by what they answer.
+            # Some servers send bare deflate, by an old habit. No decision depends on an answer.
             return _zlib(-zlib.MAX_WBITS)
         return _CODINGS[codings[0]]()
 
 
 def _is_zlib(data: bytes) -> bool:
-    # The first byte settles it where no second one has come: compressors write no such bare one.
+    # Where only the first byte has come, it settles it: no compressor begins bare deflate with it.
     return data[0] & 0x0F == 8 and (len(data) == 1 or int.from_bytes(data[:2]) % 31 == 0)

@@ -2,10 +2,10 @@
 
 An adapter gathers the parts of a request as far as it has them, and judges none of them. Which
 headers policyd needs, what overrides the method, which endpoint the request asks for and how its
-body is read stands here alone, so that no two adapters differ.
+body is read is settled here alone, so that no two adapters differ.
 
-The descriptor holds a body's attributes, never the body. A body of which an adapter has nothing, or
-not all, has those of `unreadable(state)`, which never pass for a user.
+The descriptor holds a body's attributes, never the body. Where an adapter has none of a body or
+only part of it, the attributes are those of `unreadable(state)`, which never count as a user.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes
 from policyd.descriptor.pieces import Pieces
-from policyd.descriptor.reader_process import Told
+from policyd.descriptor.reader_process import BodyContext
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
 from policyd.engine.states import ModelState, NumberState
@@ -24,7 +24,7 @@ from policyd.telemetry.trace_context import TRACEPARENT
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
 
 MAX_REMARK = 256
-"""Characters of a text that policyd only writes into its log."""
+"""Characters that are kept of a text that policyd only logs."""
 _Header = dict[str, str]
 """A header as a message takes it."""
 _TYPE = "content-type"
@@ -54,14 +54,14 @@ class HttpRequest:
     request_id: str = ""
     """The ID that counts where no header gives one."""
     in_scope: bool | None = None
-    """What the adapter knows of a call that has neither method nor path."""
+    """Whether a call that has neither method nor path is in scope, as the adapter knows."""
     end_user_headers: frozenset[str] = NO_HEADERS
-    """Those, in lower case, in which the operator trusts this client, or proxy, to name end users,
-    besides SAFETY_HEADER."""
+    """The headers, in lower case, in which the operator trusts this client or proxy to name end
+    users, besides SAFETY_HEADER."""
     target: Target = field(init=False)
     """What the request asks for."""
     overriding: method_override.Headers = field(init=False)
-    """The header by which its descriptor says what makes a POST of it, if anything does."""
+    """The headers of its descriptor that say what makes a POST of it; empty if nothing does."""
 
     def __post_init__(self) -> None:
         self.overriding = ()
@@ -87,8 +87,8 @@ class HttpRequest:
 
 def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> EvaluateRequest:
     """The descriptor of a request whose body has these attributes."""
-    # A message is made in one step, with its headers, at half of what it costs to make those first
-    # and to set fields later. A field that is given nothing costs as much as any.
+    # Making a message in one step, headers included, costs half as much as making the headers first
+    # and setting fields later. An empty field costs as much as any other, so it is left out.
     fields: dict[str, Any] = {
         "headers": _own_headers(request) + _end_user_headers(request) + _trace_headers(request),
         "method": request.method,
@@ -125,7 +125,7 @@ def _add_what_is_stated(fields: dict[str, Any], attributes: BodyAttributes) -> N
         fields["token_limit"] = limit.value
     else:
         fields["token_limit_state"] = limit.state
-    # Of choices that are INVALID, so is the token limit.
+    # INVALID choices are not sent: the token limit is INVALID with them.
     if choices.state is NumberState.GIVEN:
         fields["choices"] = choices.value
     if chars.state is NumberState.GIVEN:
@@ -155,18 +155,18 @@ def about_key(request: HttpRequest) -> CheckKeyRequest:
 async def read_attributes(
     request: HttpRequest, body: Pieces, bodies: Bodies, held: Held, limit: int
 ) -> BodyAttributes:
-    """The attributes of its body, of which `limit` bytes are read, decompressed too.
+    """The attributes of a request's body, which may have `limit` bytes, as sent and decompressed.
 
     Raises BodiesFull.
     """
     content_type = headers.agreed(request.headers.get(_TYPE, ()))
     coding = request.content_encoding
-    about = Told(content_type, coding, request.target.endpoint, limit)
+    about = BodyContext(content_type, coding, request.target.endpoint, limit)
     return await bodies.read(held, len(body), body, about)
 
 
 def _remark(text: str) -> str:
-    # A byte that is not UTF-8 comes as half a surrogate pair, which no message can hold.
+    # A byte that is not UTF-8 comes as a lone surrogate, which no message can hold.
     text = text[:MAX_REMARK]
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 

@@ -1,6 +1,6 @@
 """The end users that a descriptor claims, beside those in its raw body: the worst claim counts.
 
-A place that two claims tell of has the worse state of them, so that no claim makes a user of what
+A place that two claims name gets the worse state of the two, so that no claim makes up a user that
 the body does not have.
 """
 
@@ -22,7 +22,7 @@ from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
 _STATES = tuple(UserState)
-# Members of an enumeration take Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _UNKNOWN, _VALID, _ABSENT = UserState.UNKNOWN, UserState.VALID, UserState.ABSENT
 MAX_PLACE = 80
 """Characters of a place that an error repeats."""
@@ -34,9 +34,9 @@ def end_users(
     target: Target,
     trusted: frozenset[str],
 ) -> tuple[tuple[EndUser, ...], UserState]:
-    """What is known of each place: the worst that is claimed. And why the body cannot be read.
+    """What is known of each place, the worst that is claimed, and why the body cannot be read.
 
-    Empty where nothing is known.
+    There are no places where nothing is known; the reason is UNKNOWN where the body can be read.
     """
     user = _worst(USER, request.user_state, "user_state", attributes.user)
     if request.HasField("has_user"):
@@ -53,7 +53,7 @@ def end_users(
     if request.HasField("safety_identifier"):
         other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
     further = _further(request, attributes, target, trusted)
-    # The engine takes the first valid one of a place: that of a header beside the body's.
+    # The engine takes the first valid one of a place, so a header's comes before the body's.
     found = (*_in_headers(request, target, trusted), user, other, *further)
     worst = max([one.state for one in found])
     if worst.is_unreadable:
@@ -98,7 +98,7 @@ def _further(
     target: Target,
     trusted: frozenset[str],
 ) -> list[EndUser]:
-    """The further places that the body has, or of which the caller knows something."""
+    """The further places that the body has, or about which the caller claims something."""
     found: dict[str, EndUser] = {}
     if attributes.others:
         found = {place: _found(place, one) for place, one in attributes.others if one.state}
@@ -108,19 +108,22 @@ def _further(
             claimed = _given(given)
             found[place] = _or_worse(found[place], claimed) if place in found else claimed
     if (request.model_state or attributes.model_state) and target.endpoint:
-        # The whole body was read, so that a place that is not named is not there.
+        # The whole body was read, so a place that is not named is absent.
         for place in target.endpoint.further:
             found.setdefault(place, EndUser(place, _ABSENT))
     return list(found.values())
 
 
 def _may_give(place: str, trusted: frozenset[str]) -> bool:
-    """Raises InvalidDescriptor where it is no place of `end_users`."""
+    """Whether a claim about a place counts: a header's only if it is trusted.
+
+    Raises InvalidDescriptor where `end_users` cannot hold the place.
+    """
     if place.startswith(HEADER_PLACE):
         return place.removeprefix(HEADER_PLACE) in trusted
     if place in (USER, SAFETY_IDENTIFIER) or not is_place(place):
         raise InvalidDescriptor(
-            f"end_users names the place {place[:MAX_PLACE]!r}: see EndUser in policy.proto"
+            f"end_users cannot name the place {place[:MAX_PLACE]!r}: see EndUser in policy.proto"
         )
     return True
 

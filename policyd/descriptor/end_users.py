@@ -8,7 +8,8 @@ from policyd.engine import method_override
 from policyd.engine.places import HEADER_PLACE, MAX_PLACES, is_place
 from policyd.errors import SettingsError
 
-# What they hold is logged, so none may be a secret; and by the others requests are read.
+# The values of trusted headers are logged, so none may hold a secret; and some of these say how a
+# request is read.
 _OTHERWISE_USED = method_override.HEADERS | {
     "api-key",
     "authorization",
@@ -43,7 +44,7 @@ def check_end_users(
 ) -> None:
     """Raises SettingsError where these headers cannot be trusted when these callers send them.
 
-    `names` are what the message calls the two.
+    `names` are what an error calls the two settings.
     """
     check_end_user_headers(headers, names[0])
     for caller in callers:
@@ -72,7 +73,7 @@ def check_end_user_headers(names: Iterable[str], flag: str = _FLAGS[0]) -> None:
 
 
 def value(text: str) -> str:
-    """A header's value as a message can hold it. Some adapters have UTF-8 as Latin-1."""
+    """A header's value as a message can hold it. Some adapters decode UTF-8 as Latin-1."""
     if text.isascii():
         return text[:MAX_VALUE]
     try:

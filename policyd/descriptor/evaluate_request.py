@@ -8,7 +8,7 @@ from policyd.descriptor import caller_claims, end_user_claims, headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, TRACE_HEADER
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.descriptor.reader_process import Told
+from policyd.descriptor.reader_process import BodyContext
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import MAX_TOLD, Decision, DecisionInput, Result, cut
 from policyd.engine.places import IDENTIFIERS, Target
@@ -17,7 +17,7 @@ from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 
-# A member of an enumeration takes Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _GIVEN = Credential.GIVEN
 
 
@@ -27,11 +27,11 @@ class Reading(NamedTuple):
     decision_input: DecisionInput
     trace_id: str
     attributes: BodyAttributes
-    """Those of its raw body."""
+    """Those of the message's raw body."""
 
 
 class Heading(NamedTuple):
-    """What the headers say that are for policyd alone, repeats kept."""
+    """What the headers that are for policyd alone say, repeats kept."""
 
     credential: Credential
     """How the message names an API key."""
@@ -51,7 +51,7 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
 
 
 def read_heading(request: pb.EvaluateRequest) -> Heading:
-    """Read what is needed to look a message's key up. It can be given to read()."""
+    """Read what is needed to look up a message's key. The result can be given to read()."""
     overrides: list[tuple[str, str]] = []
     keys: list[str] = []
     traces: list[str] = []
@@ -78,14 +78,14 @@ def read(
     accept: tuple[str, ...] = IDENTIFIERS,
     trusted: frozenset[str] = NO_HEADERS,
 ) -> Reading:
-    """Read a message; its raw body counts as too large if that is not to be read. `body` are its
-    attributes, where it has been read.
+    """Read a message. Without `reads_body`, its raw body counts as too large; `body` are the raw
+    body's attributes, where it has been read already.
 
     `heading` is what read_heading() found, where that was called before.
     `accept` are the places of an end user that count: some endpoints are in scope for keys that
     accept theirs only. `trusted` are the headers, in lower case, that may name an end user.
 
-    Raises InvalidDescriptor where it is malformed, or lacks what its request is decided by.
+    Raises InvalidDescriptor where the message is malformed, or lacks what the decision needs.
     """
     named, key, overrides, traces = heading or read_heading(request)
     target = target_of(request)
@@ -98,7 +98,7 @@ def read(
     is_judged = target.is_in_scope_for(accept) and not target.is_ambiguous
     if not end_users and is_judged:
         raise InvalidDescriptor(
-            "nothing tells whether this request has a user: "
+            "nothing says whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body; "
             "a call that is no endpoint of the API has in_scope false"
         )
@@ -144,20 +144,20 @@ def content_encoding(request: pb.EvaluateRequest) -> str:
     return given or headers.content_encoding(headers.values(_pairs(request), "content-encoding"))
 
 
-def about_raw_body(request: pb.EvaluateRequest) -> Told | None:
-    """What its raw body is read by; None where it has none that is to be read."""
+def about_raw_body(request: pb.EvaluateRequest) -> BodyContext | None:
+    """What is needed to read the message's raw body; None where there is none to be read."""
     target = target_of(request)
     is_read = request.HasField("raw_body") and target.in_scope
     return _about_body(request, target) if is_read else None
 
 
-def _about_body(request: pb.EvaluateRequest, target: Target) -> Told:
+def _about_body(request: pb.EvaluateRequest, target: Target) -> BodyContext:
     own = request.raw_body.content_type
     given = own or headers.agreed(headers.values(_pairs(request), "content-type"))
-    return Told(given, content_encoding(request), target.endpoint, MAX_RAW_BODY)
+    return BodyContext(given, content_encoding(request), target.endpoint, MAX_RAW_BODY)
 
 
-# The same few decisions come again and again, and most of an answer is the decision's.
+# The same few decisions recur, and nearly all of an answer depends on the decision alone.
 @lru_cache(maxsize=4096)
 def answer(decision: Decision) -> pb.EvaluateResponse:
     """The answer that reports `decision`. It is shared: copy it before you add to it."""

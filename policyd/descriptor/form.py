@@ -1,8 +1,8 @@
 """multipart/form-data, read so strictly that every server reads it the same.
 
-Libraries forgive repeated parameters, doubled headers, other charsets, each in its own way. Where
-two readings differ, what is a user here is none to the upstream. So what RFC 7578 does not ask for
-counts as unreadable.
+Libraries forgive repeated parameters, doubled headers and other charsets, each in its own way.
+Where two readings differ, a user that is found here may be none to the upstream. So what RFC 7578
+does not ask for counts as unreadable.
 """
 
 import re
@@ -27,10 +27,10 @@ from policyd.engine.states import Number, NumberState, UserState
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
 """Bytes of a part's headers."""
-# Without the comma, at which some proxies split a header, and white space, which some drop. A dash
-# at its end is taken by some for the end of the form.
+# Without the comma, at which some proxies split a header, and white space, which some drop. Some
+# servers take a dash at its end for the end of the form.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{0,69}[0-9A-Za-z'()+_./:=?]", re.ASCII)
-# One space behind the colon, as every client writes it: some readers count on that.
+# One space after the colon, as every client writes it: some readers count on that.
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\x00-\x1f\x7f]*+)", re.ASCII)
 _NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
@@ -107,7 +107,7 @@ def _models(found: list[Field]) -> tuple[list[object], list[object]]:
 
 
 def _session_models(field: Field) -> list[tuple[bool, object]]:
-    # What cannot be read may be any.
+    # A session that cannot be read may name any model.
     try:
         return session_models(field.content)
     except UnreadableBody:
@@ -119,7 +119,7 @@ def _model(field: Field) -> object:
 
 
 def _occurrences(found: list[Field], name: str) -> list[tuple[bool, int]]:
-    # A file's content is a number to no server.
+    # No server reads a file's content as a number.
     return [
         (field.name == name, stated.value(b"" if field.is_file else field.content))
         for field in _like(found, name)
@@ -127,20 +127,21 @@ def _occurrences(found: list[Field], name: str) -> list[tuple[bool, int]]:
 
 
 def _characters(found: list[Field]) -> Number:
-    """A prompt's characters, of which a server reads one that is a file, or none."""
+    """The characters of all fields that some server may read as the prompt, files too."""
     texts = [field.content for field in _like(found, _PROMPT)]
     return Number(NumberState.GIVEN, sum(map(prompt.code_points, texts)))
 
 
 def _identifier(field: Field, name: str) -> Identifier:
-    # A file, or a name that only some servers take for `name`, is none, whatever else is there.
+    # A file, or a name that only some servers take for `name`, makes it absent, whatever else is
+    # there.
     if field.name != name or field.value is None:
         return ABSENT
     return from_string(field.value, name)
 
 
 def boundary(content_type: str) -> bytes:
-    """What stands between the parts of a form of this type. Raises UnreadableBody."""
+    """The boundary between the parts of a form of this type. Raises UnreadableBody."""
     try:
         kind, parameters = media_type(content_type)
         found = parameters.pop("boundary")
@@ -167,7 +168,7 @@ def _fields(body: bytes, boundary: bytes, wanted: tuple[str, ...]) -> Iterator[F
     # What stands before the first part or after the last is read by some servers and not by others.
     if before or end not in (b"--", b"--\r\n"):
         raise ValueError("not one complete form")
-    # Some take the boundary for one wherever it stands.
+    # Some servers take the boundary for one wherever it stands.
     if body.count(b"--" + boundary) != len(parts) + 1:
         raise ValueError("the boundary within a part")
     for part in parts:
@@ -214,7 +215,10 @@ def _may_hold_parameter(value: str) -> bool:
 
 
 def _unescaped(name: str, wanted: tuple[str, ...]) -> str:
-    """A name with quotation marks in it, which is none that matters to any server."""
+    """A name that holds escaped quotation marks.
+
+    Raises ValueError where some server may read it as one that matters.
+    """
     letters = _NOT_LETTERS.sub("", name.lower())
     plain = name.replace('\\"', '"')
     if "\\" in plain or any(one in letters for one in wanted):

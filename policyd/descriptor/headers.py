@@ -1,7 +1,7 @@
 """The headers that policyd reads: how they name an API key, an override and a trace.
 
-Names come in lower case, and each with all its values, as what a client repeats is never passed
-over. No value is read further than its bound.
+Names are in lower case, and each has all its values: nothing that a client repeats is passed over.
+No value is read beyond its bound.
 """
 
 import re
@@ -19,8 +19,9 @@ NO_HEADERS: frozenset[str] = frozenset()
 Headers = Mapping[str, Sequence[str]]
 """The values of headers, repeats kept, by their names in lower case."""
 
-# A member of an enumeration takes Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _GIVEN = Credential.GIVEN
+# Characters of a value.
 _MAX_OVERRIDE = 64
 _MAX_KEY = 1024
 _TOO_LONG = "too long"
@@ -28,8 +29,8 @@ _TRACE_ID = re.compile(r"[0-9A-Za-z_-]{1,99}")
 
 
 def is_own(name: str) -> bool:
-    """Whether it is for policyd alone, so that it must not go upstream, in any letter case. An
-    underscore is a dash to some upstreams."""
+    """Whether the header `name`, in any letter case, is for policyd alone and must not go upstream.
+    Some upstreams read an underscore as a dash."""
     return name.lower().replace("_", "-").startswith(PREFIX)
 
 
@@ -52,18 +53,18 @@ def pairs(headers: Headers) -> list[tuple[str, str]]:
 
 
 def agreed(given: Iterable[str]) -> str | None:
-    """The value that all of them are: empty if there is none, None if they differ."""
+    """The value on which all of them agree: empty if there is none, None if they differ."""
     found = set(given)
     return None if len(found) > 1 else next(iter(found), "")
 
 
 def content_encoding(given: Iterable[str]) -> str:
-    """How a body is compressed, as the values of Content-Encoding say it: empty if it is not."""
+    """How a body is compressed, by the values of Content-Encoding: empty if it is not."""
     return ", ".join(given)
 
 
 def wants_websocket(headers: Headers) -> bool:
-    """Whether a client asks to speak WebSocket, which no policy can see into, from here on."""
+    """Whether a client asks to switch to WebSocket, which no policy can look into."""
     return any("websocket" in value.lower() for value in headers.get("upgrade", ()))
 
 
@@ -73,19 +74,19 @@ def is_partial(headers: Headers) -> bool:
 
 
 def trace_id(given: str) -> str:
-    """The trace ID `given`, empty where it has not the right form."""
+    """The trace ID `given`, or an empty string where it is malformed."""
     return given if _TRACE_ID.fullmatch(given) else ""
 
 
 def override(given: str) -> str:
-    """A value of an override header, cut where it is longer than any valid one."""
+    """A value of an override header, or an invalid one where it is longer than any valid one."""
     return given if len(given) <= _MAX_OVERRIDE else _TOO_LONG
 
 
 def credential(given: Iterable[str]) -> tuple[Credential, str]:
     """How the values of the key header name an API key, and which.
 
-    One longer than any key is cut to a text that is none.
+    A value longer than any key becomes a text that is no key.
     """
     keys = {value.strip(" \t") if len(value) <= _MAX_KEY else _TOO_LONG for value in given}
     if len(keys) == 1:

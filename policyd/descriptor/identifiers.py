@@ -1,4 +1,4 @@
-"""End-user identifiers: the attributes of a body that name one, and what a string is as one.
+"""End-user identifiers: the attributes of a body that name one, and the state of a string as one.
 
 A string of blank characters alone names no end user. A character is blank where no reader sees
 anything of its own: white space, control and format characters, what Unicode tells programs to show
@@ -21,7 +21,7 @@ from policyd.engine.places import (
 )
 from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, UserState
 
-# A member of an enumeration takes Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _VALID = UserState.VALID
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
@@ -47,7 +47,7 @@ class BodyAttributes(NamedTuple):
     """Its first 1,024 characters, where it is a string; of several, one."""
     model_state: ModelState = ModelState.UNKNOWN
     token_limit: Number = UNKNOWN_NUMBER
-    """How many tokens one choice may have. INVALID, too, where `choices` is."""
+    """How many tokens one choice may have. INVALID also where `choices` is."""
     choices: Number = UNKNOWN_NUMBER
     """How many answers are asked for. ABSENT means one."""
     prompt_chars: Number = UNKNOWN_NUMBER
@@ -77,9 +77,9 @@ MISSING = object()
 
 
 def from_value(value: object, identifier: str) -> Identifier:
-    """A field's value, as JSON readers have it in Python, as the end-user identifier `identifier`.
+    """The end-user identifier `identifier` in a field with this value, as a JSON reader gives it.
 
-    It is MISSING where there is no such field.
+    `value` is MISSING where there is no such field.
     """
     if isinstance(value, str):
         return from_string(value, identifier)
@@ -95,11 +95,11 @@ def from_string(value: str, identifier: str) -> Identifier:
 
 
 def classify(value: str, identifier: str = USER) -> UserState:
-    """What the string `value` is as the end-user identifier `identifier`."""
+    """The state of the string `value` as the end-user identifier `identifier`."""
     if not value:
         return UserState.EMPTY
-    # Only so far: a name behind a thousand blank characters names no end user. Most begin with a
-    # letter that is quick to tell.
+    # Only the first characters count: a name after a thousand blank ones names no end user. Most
+    # values begin with a visible ASCII character, which is quick to see.
     if not "!" <= value[0] <= "~" and all(map(is_blank, value[:MAX_VALUE])):
         return UserState.BLANK
     if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
@@ -109,7 +109,7 @@ def classify(value: str, identifier: str = USER) -> UserState:
 
 # --- which characters name no end user ---------------------------------------------------------
 
-# Unicode's property, whole: Python does not know it. A test compares it with a library that does.
+# All of Unicode's property, which Python does not know. A test compares it with a library's.
 _IGNORABLE = (
     *("\u00ad", "\u034f", "\u061c"),  # soft hyphen, grapheme joiner, Arabic letter mark
     *("\u115f\u1160", "\u3164", "\uffa0"),  # Hangul fillers

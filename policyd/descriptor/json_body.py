@@ -1,12 +1,12 @@
-"""JSON bodies: their attributes, each as bad as the worst that some server may read.
+"""JSON bodies: their attributes, each of them the worst that some server may read.
 
-Of a member that stands there several times, or in another letter case too, every occurrence counts:
+Where a member occurs several times, or in another letter case too, every occurrence counts:
 
-- Identifiers, in other letter cases only beside the right one; a name in another one alone is none.
+- Identifiers: other letter cases count only beside the right one; alone, they name no end user.
 - The model, in any letter case, and that of a session: where two differ, or a server may find none,
   it is CONFLICTING.
-- The token limit is the largest, in any letter case; but where a server may find none, as the name
-  has another letter case or a repeat of it is null, it is ABSENT. Choices are the largest.
+- The token limit is the largest, in any letter case; but where a server may find none, because the
+  name has another letter case or one of its values is null, it is ABSENT. Choices are the largest.
 - The prompt's characters are the sum, in any letter case.
 """
 
@@ -36,7 +36,7 @@ _NESTED = {place: place.split(".") for place in FURTHER_PLACES}
 _OUTER = frozenset(outer for outer, _ in _NESTED.values())
 _WANTED = _OUTER.union(IDENTIFIERS, [_MODEL, _SESSION], stated.NUMBERS, _PROMPTS)
 
-# What some servers pass over before an object, marks of byte order and UTF-16's zeros too.
+# Bytes that some servers skip before an object, byte order marks and UTF-16's zeros too.
 _BLANK = b" \t\r\n\x00\xef\xbb\xbf\xfe\xff"
 _MAX_BLANK = 1024
 
@@ -46,7 +46,7 @@ def read(
 ) -> BodyAttributes:
     """The attributes of a JSON object. Raises UnreadableBody.
 
-    `in_session` tells that its safety_identifier is the one in its object `session`.
+    `in_session` says that its safety_identifier is the one in its object `session`.
     """
     decoded = decompress(body, content_encoding, limit, begins_like_json)
     if not media_type.reads_as_json(content_type, decoded, is_coded=decoded is not body):
@@ -143,9 +143,9 @@ def _models(found: Members) -> tuple[list[object], list[object]]:
 
 
 def session_models(json: bytes) -> list[tuple[bool, object]]:
-    """The models that a session names, and of each whether every server finds it.
+    """The models that a session names, each with whether every server finds it.
 
-    Raises UnreadableBody where the session is none.
+    Raises UnreadableBody where the session begins like an object and cannot be read.
     """
     if not json.lstrip(_BLANK).startswith(b"{"):
         return []

@@ -1,23 +1,23 @@
 """JSON objects: the members that matter, every occurrence of each.
 
 The law: what is read here is what every server reads from the same bytes, or worse. Servers differ
-where JSON leaves them room: of a name that stands there twice some take the first value and some
-the last, some match names in any letter case, and some read a name's escapes late. So every
-occurrence of a member is found, and the reader of a member takes the worst.
+where JSON leaves them room: where a name occurs twice, some take the first value and some the last;
+some match names in any letter case, and some undo a name's escapes late. So every occurrence of a
+member is found, and the reader of a member takes the worst.
 
-A JSON library keeps one value of each name, so it does not suffice; a reader of tokens in Python
-does, and takes many times as long. Hence three ways, the cheapest that is certain first:
+A JSON library keeps one value of each name, so it does not suffice; a token reader in Python does,
+and takes many times as long. Hence three ways, the cheapest that is certain first:
 
 1. A glance, for small bodies. The library has one value of each name, and every member has a colon.
-   If the body has no more of them than these, the library has passed nothing over.
+   If the body has no more colons than these members, the library has passed nothing over.
 2. A walk. The library gives every member's raw value, and so its length: from the end of one value
    the walk jumps to the next. Where it comes to the object's end after as many steps as the library
-   has names, no name stands there twice, and the library has passed nothing over.
+   has names, no name occurs twice, and the library has passed nothing over.
 3. A scan, token by token, for objects with a repeated name or with more members than the library
    should build a dictionary of.
 
 The library has checked by then that the body is well-formed, so the patterns below need not. It
-does not look into strings that it skips: that the body is UTF-8 is checked before.
+does not look into strings that it skips, so UTF-8 is checked before.
 
 The bounds: depth, for the stacks of all readers; strings, members and brackets, for the time and
 the memory that all ways take. They are counted on structure alone: what stands in strings, such
@@ -42,11 +42,11 @@ MAX_WALKED = 100_000
 MAX_STRINGS = 1_000_000
 """How many strings any body may have."""
 _WITHIN_BOUNDS = 2 * MAX_DEPTH
-"""Bytes that are too few for more than any of these."""
+"""A body of up to this many bytes cannot exceed any of these."""
 _PIECE = 2**20
 """Bytes that are decoded at once."""
 _AT_A_GLANCE = 8 * 1024
-"""Bytes of body up to which it is quicker to count colons than to walk."""
+"""Bytes of a body up to which counting colons is quicker than walking."""
 
 
 Member = tuple[str, memoryview]
@@ -82,8 +82,8 @@ _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1)
 def members(body: bytes, wanted: frozenset[str]) -> Members:
     """The members of a JSON object whose names, in small letters, are among `wanted`.
 
-    Of a name that stands there several times, each is one. Raises UnreadableBody: NOT_OBJECT,
-    NOT_JSON or TOO_COMPLEX.
+    Every occurrence of a repeated name is a member. Raises UnreadableBody: NOT_OBJECT, NOT_JSON or
+    TOO_COMPLEX.
     """
     values = _values(body)
     if values is None:
@@ -97,7 +97,8 @@ def members(body: bytes, wanted: frozenset[str]) -> Members:
 
 
 def _values(body: bytes) -> _Values | None:
-    """Every member's value by its name; None where the library would pass one over, or too many."""
+    """Every member's value by its name; None where the library may have passed one over, or there
+    are too many."""
     marks = body.translate(None, _NOT_STRUCTURE) if len(body) > _WITHIN_BOUNDS else b""
     is_small = marks.count(b":") <= MAX_WALKED
     decoded = _decode(body, _members_decoder if is_small else _checker)
@@ -150,12 +151,12 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
 
     Raises UnreadableBody where it would take too long to look through.
     """
-    # To count what stands in strings too is quick, and mostly settles it.
+    # Counting marks inside strings, too, is quick, and mostly settles it.
     members = marks.count(b":")
     brackets = marks.count(b"{") + marks.count(b"[")
     if members <= MAX_WALKED and brackets <= MAX_DEPTH and marks.count(b'"') <= 2 * MAX_STRINGS:
         return members
-    # To look for what is escaped is quicker than to take it out.
+    # Looking for escaped marks is quicker than taking them out.
     has_escaped = b"\\" in body and _ESCAPED_MARK.search(body)
     structure = _structure(_plain_marks(body) if has_escaped else marks)
     _check_brackets(structure.replace(b":", b""))
@@ -163,8 +164,8 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
 
 
 def _plain_marks(body: bytes) -> bytes:
-    """Its marks without those that are escaped: of the others, each quotation mark begins a string
-    or ends one."""
+    """The marks in a body without escaped ones: each quotation mark that is left begins or ends a
+    string."""
     # Escapes stay whole, each a backslash and the character behind it.
     marks = body.translate(None, _NOT_ESCAPES)
     return marks.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
@@ -174,8 +175,8 @@ def _structure(marks: bytes) -> bytes:
     """The brackets and colons that stand outside strings."""
     if marks.count(b'"') > 2 * MAX_STRINGS:
         raise UnreadableBody(UserState.TOO_COMPLEX)
-    # Most strings hold no mark. Without two marks in a row, what lies between the others is in a
-    # string, or in none, as before.
+    # Most strings hold no mark, so that their two quotation marks are adjacent. Without such pairs,
+    # what lies between the others is inside a string, or outside, as before.
     return b"".join(marks.replace(b'""', b"").split(b'"')[::2])
 
 
@@ -184,7 +185,7 @@ def _check_brackets(brackets: bytes) -> None:
         return
     if len(brackets) > 2 * MAX_TOKENS:
         raise UnreadableBody(UserState.TOO_COMPLEX)
-    # Without the innermost pairs, it is a level less deep for each kind at most, and mostly short.
+    # Each removal of the innermost pairs takes away a level for each kind at most, and mostly much.
     outer, levels = brackets, 0
     while outer and len(outer) > 2 * (MAX_DEPTH - levels):
         inner, outer = outer, outer.replace(b"{}", b"").replace(b"[]", b"")
@@ -203,18 +204,18 @@ def _depth(brackets: bytes) -> int:
 
 
 def _is_whole(body: bytes, values: _Values) -> bool:
-    """Whether well-formed JSON holds no member besides these, for certain."""
-    # Every member has a colon of its own. One in a name may be escaped, and is not looked for.
+    """Whether well-formed JSON certainly holds no member besides these."""
+    # Every member has a colon of its own. A colon in a name may be escaped: the scan settles those.
     colons = len(values) + b"".join(values.values()).count(b":")
     return body.count(b":") == colons and ":" not in "".join(values)
 
 
 def _walk(body: bytes, values: _Values) -> bool:
-    """The same, from value to value."""
+    """The same as _is_whole(), from value to value."""
     position = 0
     for value in values.values():
         match = _NAME.match(body, position)
-        # Of several members with one name, the library has the last one only.
+        # Where several members have one name, the library has only the last one's value.
         if match is None or not body.startswith(value, match.end()):
             return False
         position = match.end() + len(memoryview(value))

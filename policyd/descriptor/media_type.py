@@ -2,7 +2,7 @@
 
 Both are a value and its parameters (RFC 9110, section 8.3.1, and RFC 6266). Libraries forgive loose
 ones, each in its own way, and a body is then a form to one and JSON to another. So what two of them
-could read differently counts as malformed. Each text is walked once, and bounded before that.
+could read differently counts as malformed. Each text is bounded, and then walked once.
 """
 
 import re
@@ -13,8 +13,9 @@ from urllib.parse import unquote_to_bytes
 MAX_CONTENT_TYPE = 1024
 """Characters of a Content-Type that are read."""
 _MAX_CACHED = 64
+"""Characters of a Content-Type up to which its reading is cached."""
 MAX_FIELDS = 1000
-"""Fields that a body may have which an upstream could take for an urlencoded form."""
+"""Fields that a JSON body may have where an upstream could take it for a urlencoded form."""
 MULTIPART = "multipart/form-data"
 SDP = "application/sdp"
 UTF_8 = ("utf-8", "utf8")
@@ -27,7 +28,7 @@ _VALUE = re.compile(rf"({_WORD}(?:/{_WORD})?+) *+", re.ASCII)
 _PARAMETER = re.compile(
     rf'; *+({_WORD})=(?:"((?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*+)"|({_WORD})) *+', re.ASCII
 )
-# Behind a semicolon too, at which older libraries begin a field.
+# After a semicolon, too, at which older libraries begin a field.
 _FORM_FIELD = re.compile(rb"[&;]([^&;=]*+)=")
 _EDGE = re.compile(rb"[^0-9a-z]*+([0-9a-z_]*+)")
 ASKED_FOR = frozenset(
@@ -46,7 +47,7 @@ ASKED_FOR = frozenset(
         b"sdp",
     )
 )
-"""Fields of a request without all of which no endpoint in scope has anything to do."""
+"""Fields of which every endpoint in scope needs at least one to do anything."""
 
 
 class MediaType(NamedTuple):
@@ -76,7 +77,7 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
 
 
 def media_type(content_type: str) -> MediaType:
-    """The media type that a Content-Type names; none, where it is empty.
+    """The media type that a Content-Type names; its kind is empty where that is.
 
     Raises ValueError where two servers could read it differently.
     """
@@ -90,7 +91,7 @@ def media_type(content_type: str) -> MediaType:
         if "*" in name or "\\" in value:
             raise ValueError("a parameter in an extended spelling, which only some servers read")
     for name in ("charset", "boundary"):
-        # Some look for the word wherever it stands.
+        # Some servers look for the word wherever it stands.
         if text.lower().count(name) != (name in parameters):
             raise ValueError("a parameter that only some servers find")
     return MediaType(kind, parameters)
@@ -111,21 +112,21 @@ def is_sdp(content_type: str) -> bool:
 
 def reads_as_json(content_type: str, body: bytes, is_coded: bool) -> bool:
     """Whether no upstream that goes by the Content-Type takes `body`, a JSON object, for something
-    else. `is_coded` tells that the body came compressed.
+    else. `is_coded` says that the body came compressed.
     """
     kind, charset = (_of_json if len(content_type) <= _MAX_CACHED else _read_of_json)(content_type)
     if charset not in UTF_8 and not (charset in ASCII_ALIKE and body.isascii()):
         return False
     if "urlencoded" in kind:
-        # A server that does not decompress bodies finds in it what no check here has seen.
+        # A server that does not decompress the body finds in it what no check here has seen.
         return not (is_coded or _may_be_form(body))
     return "multipart" not in kind
 
 
 def _read_of_json(content_type: str) -> tuple[str, str]:
-    """Type and charset of what is taken for JSON; a charset that is none, where it is malformed."""
+    """Type and charset of a body that is read as JSON; both empty where that is malformed."""
     try:
-        # An end without a parameter behind it is common, and means nothing to any server.
+        # A semicolon without a parameter after it is common, and means nothing to any server.
         kind, parameters = media_type(content_type.rstrip("; \t"))
     except ValueError:
         return "", ""
@@ -136,7 +137,7 @@ _of_json = lru_cache(maxsize=256)(_read_of_json)
 
 
 def _may_be_form(body: bytes) -> bool:
-    """Whether a JSON object, read as an urlencoded form, has a field that an endpoint asks for."""
+    """Whether a JSON object, read as a urlencoded form, has a field that an endpoint asks for."""
     for count, match in enumerate(_FORM_FIELD.finditer(body)):
         name = unquote_to_bytes(match[1]).lower()
         found = _EDGE.match(name)

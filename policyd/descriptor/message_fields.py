@@ -10,7 +10,7 @@ from policyd.errors import InvalidArgument
 
 
 def optional(message: Message, field: str) -> Any:
-    """The value of a field that knows whether it is set; None: it is not."""
+    """The value of a field with presence; None: it is not set."""
     return getattr(message, field) if message.HasField(field) else None
 
 
@@ -20,4 +20,4 @@ def moment(message: Message, field: str) -> datetime | None:
     try:
         return None if given is None else given.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise InvalidArgument(f"{field} is no moment between the years 1 and 9999") from None
+        raise InvalidArgument(f"{field} is not a time between the years 1 and 9999") from None

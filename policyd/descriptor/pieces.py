@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 PIECE = 64 * 1024
-"""Bytes of a piece at least, but for the last; clients may send them one by one."""
+"""The fewest bytes of a piece, except the last: a client may send a body byte by byte."""
 _MOST = 4 * PIECE
+"""The most bytes of a piece that is passed on."""
 
 
 class Pieces:
@@ -18,7 +19,7 @@ class Pieces:
         self._size = len(body)
 
     def add(self, data: bytes) -> None:
-        """More of it."""
+        """Append what came next."""
         self._size += len(data)
         if not self._last and len(data) >= PIECE:
             self._pieces.append(data)
@@ -29,7 +30,7 @@ class Pieces:
             self._last.clear()
 
     def __len__(self) -> int:
-        """Its bytes."""
+        """How many bytes it has."""
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:

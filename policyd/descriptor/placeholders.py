@@ -1,7 +1,7 @@
 """Values of `user` that name no end user: what a client sends where it has filled in nothing.
 
 They count as a user, but they attribute a request to no person; so the console counts them and
-warns of them.
+warns about them.
 """
 
 import re

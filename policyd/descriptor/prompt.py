@@ -1,9 +1,9 @@
 """How many characters the prompt of a request has, counted in the JSON that stands in its body.
 
-What counts is the text: every string under the members that hold a prompt, in whatever shape, and
-so under names that no reader here knows, too. What does not count is known by the name before it:
-words of the API's own, such as a role, and the data and addresses of images, audio and files. A
-word that is longer than any of the API's is text. Such a name counts only in its very spelling.
+What counts is the text: every string under the members that hold a prompt, in whatever shape, even
+under names that are unknown here. What does not count is recognised by the name before it: words of
+the API's own, such as a role, and the data and addresses of images, audio and files. A word that is
+longer than any of the API's is text. Such a name is recognised only in its exact spelling.
 
 Nothing is decoded and nothing is built: strings are cut out of the JSON, and their bytes counted.
 """
@@ -16,20 +16,21 @@ from policyd.descriptor import usual_prompt
 _MAX_WORD = 128
 """Characters of a structural word. Those of the API, its IDs among them, are shorter."""
 _MIN_IMAGE = 1024
-"""Characters of base64 from which a result is an image's data, and no text."""
+"""A `result` of at least this many characters of base64 is an image's data, not text."""
 _AT_ONCE = 4 * 2**20
 """Bytes that are read at once."""
 _CHARACTERS_OF_TOKEN = 4
 """OpenAI's rule of thumb."""
 
-# By the name before it, what is no text. The first are words of the API's own, and its IDs.
+# The names before strings that are no text. The first are those of the API's own words and IDs.
 _WORDS = (
     b"type|role|id|name|status|format|detail|phase|model|media_type|filename|server_label|call_id|"
     b"tool_call_id|item_id|response_id|file_id|container_id|approval_request_id"
 )
 _DATA = b"url|image_url|file_url|data|file_data|encrypted_content"
 _COLON = rb'"[ \t\r\n]*+:[ \t\r\n]*+'
-# What stands in a string that holds no two backslashes in a row: they escape each other.
+# What stands in a string. It holds no two backslashes in a row: _without_backslashes() has gone
+# before.
 _INNER = rb'[^"]*+(?:(?<=\\)"[^"]*+)*+'
 _TEXT = re.compile(
     rb'"(?:(?:%(words)b)%(colon)b"[^"]{0,%(longest)d}+(?<!\\)"'
@@ -52,7 +53,7 @@ _STRINGS = re.compile(
     % {b"inner": _INNER}
 )
 """Strings in a row; none ends between a name and its value."""
-# To look whether there is one is quicker than to count or to replace what is not there.
+# Looking whether there is one is quicker than counting or replacing what is not there.
 _TWO_BACKSLASHES = re.compile(rb"\\\\")
 _UNICODE = re.compile(rb"\\u")
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
@@ -64,7 +65,7 @@ _NUMBERS = bytes.maketrans(b"-0123456789", b"11111111111")
 def characters(raw: memoryview, with_tokens: bool = False) -> int:
     """The code points of all text in a well-formed JSON value of UTF-8.
 
-    `with_tokens` has the numbers that are elements of arrays count, too, as the tokens they are.
+    With `with_tokens`, numbers that are elements of arrays count, too, as the tokens that they are.
     """
     text = bytes(raw)
     if with_tokens and (tokens := usual_prompt.tokens(text)) is not None:
@@ -102,8 +103,8 @@ def _length(texts: list[bytes]) -> int:
 def _tokens(json: bytes) -> int:
     """How many numbers are elements of arrays in JSON without escaped backslashes."""
     plain = json.replace(rb"\"", b"") if b"\\" in json else json
-    # Most strings hold none of these marks. Without two quotation marks in a row, what lies between
-    # the others is in a string, or in none, as before.
+    # Most strings hold none of these marks, so that their two quotation marks are adjacent. Without
+    # such pairs, what lies between the others is inside a string, or outside, as before.
     marks = plain.translate(_NUMBERS, _NO_MARKS).replace(b'""', b"")
     structure = b"".join(marks.split(b'"')[::2])
     return structure.count(b"[1") + structure.count(b",1")
@@ -122,8 +123,8 @@ def _without_backslashes(text: bytes) -> bytes:
 
 
 def _escaped(text: bytes) -> int:
-    """How many characters less there are than code points in JSON: each escape is one, and so are
-    the two of a surrogate pair."""
+    """By how many the code points of JSON exceed the characters that it stands for: each escape is
+    one character, and so are the two escapes of a surrogate pair."""
     count = text.count(b"\\")
     if _UNICODE.search(text):
         count += 4 * text.count(rb"\u") + len(_SURROGATE_PAIR.findall(text))

@@ -1,11 +1,11 @@
 """A process that reads bodies, one after the other, until its input ends.
 
-    parent to reader   the length of what follows, in four bytes; then, in msgpack, what is told of
-                       a body, and then the body
+    parent to reader   the length of the heading, in four bytes; the heading, in msgpack: the body's
+                       size, and how to read it; then the body
     reader to parent   the length of what follows, in four bytes; then, in msgpack, its attributes
 
-Its input ends with its parent, so not even a parent that is killed leaves readers behind. The form
-of what a reader answers is checked as it comes, so that nonsense costs one request a 503.
+Its input ends with its parent, so not even a parent that is killed leaves readers behind. The
+parent checks the form of each answer, so that nonsense costs one request a 503.
 """
 
 import os
@@ -28,8 +28,8 @@ _NICE = 5
 """How much a reader gives way to the process that answers requests, where cores are few."""
 
 
-class Told(NamedTuple):
-    """What is told of a body: see read_body()."""
+class BodyContext(NamedTuple):
+    """How to read a body: see read_body()."""
 
     content_type: str | None
     content_encoding: str
@@ -38,17 +38,17 @@ class Told(NamedTuple):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_told_decoder = msgspec.msgpack.Decoder(tuple[int, Told])
+_heading_decoder = msgspec.msgpack.Decoder(tuple[int, BodyContext])
 _answer_decoder = msgspec.msgpack.Decoder(BodyAttributes)
 
 
-def told(about: Told, size: int) -> bytes:
+def heading(about: BodyContext, size: int) -> bytes:
     """What goes before a body of `size` bytes."""
     return _framed(_encoder.encode((size, about)))
 
 
 def read_answer(answer: bytes) -> BodyAttributes:
-    """The attributes in an answer, which is without its length. Raises EOFError for nonsense."""
+    """The attributes in an answer, given without its length. Raises EOFError for nonsense."""
     try:
         return _answer_decoder.decode(answer)
     except msgspec.DecodeError:
@@ -58,7 +58,7 @@ def read_answer(answer: bytes) -> BodyAttributes:
 def serve(bodies: BinaryIO, answers: BinaryIO) -> None:
     """Read each body that comes by `bodies`, and answer by `answers`."""
     while length := _next(bodies):
-        size, about = _told_decoder.decode(bodies.read(int.from_bytes(length)))
+        size, about = _heading_decoder.decode(bodies.read(int.from_bytes(length)))
         answers.write(_framed(_encoder.encode(read_body(bodies.read(size), *about))))
         answers.flush()
 

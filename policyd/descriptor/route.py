@@ -29,7 +29,7 @@ def route_settings(
 ) -> RouteSettings:
     """The settings that pairs of a name and a value make.
 
-    `where` is the place that holds them, in which each name stands behind `prefix`.
+    `where` names for errors what holds the pairs; each name has `prefix` before it there.
 
     Raises InvalidArgument where a name or a value is unknown: a slip must allow nothing.
     """

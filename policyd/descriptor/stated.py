@@ -1,6 +1,6 @@
 """What a request states besides its end user: its model, its token limit, its number of choices.
 
-What some server may read otherwise counts as the worst that any may read.
+Where servers may read it differently, the worst that any may read counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 CHOICES = "n"
 NUMBERS = (*TOKEN_LIMITS, CHOICES)
 MOST = 10**15
-"""What a larger number counts as."""
+"""A larger number counts as this one."""
 
 ABSENT = Number(NumberState.ABSENT)
 INVALID = Number(NumberState.INVALID)
@@ -24,8 +24,8 @@ NOT_STRING = object()
 """Stands for a model that is no string."""
 
 Occurrences = Mapping[str, Sequence[tuple[bool, int]]]
-"""Of each number's name, those that a body has: whether every server takes it for the number's, and
-value() of it."""
+"""For each number's name, its occurrences in a body: whether every server takes the member for that
+number, and its value()."""
 
 
 def model_state(certain: Sequence[object], others: Sequence[object]) -> ModelState:
@@ -78,7 +78,7 @@ def choices(found: Occurrences) -> Number:
 
 
 def value(text: bytes) -> int:
-    """The number that `text` is, in JSON or in decimal digits; a negative one for none."""
+    """The whole number that `text` is; a negative one where it is null, or no such number."""
     if not text.isdigit():
         return _NONE if text == NULL else _INVALID
     if len(text) > _DIGITS:

@@ -1,8 +1,8 @@
 """The characters of a prompt in the shapes that most clients send, counted by the JSON library.
 
-The library knows these shapes whole: each name in them is one of the API's, and each member is
-there once. It then gives the texts alone, several times as quickly as they are found in the JSON.
-Any other shape is left to prompt.py, which finds text in all of them: both count the same.
+The library is given these shapes in full: every name in them is one of the API's, and each member
+occurs once. It then gives the texts alone, several times as quickly as prompt.py finds them. Any
+other shape is left to prompt.py, which finds text in all of them: both count the same.
 """
 
 import re
@@ -11,11 +11,12 @@ from typing import Literal
 import msgspec
 
 _MAX_PROMPT = 32 * 2**20
-"""Bytes of a prompt that is read so, for memory: a text takes up to four bytes a character."""
+"""Bytes of a prompt up to which it is read so, to save memory: a text takes up to four bytes a
+character."""
 _FIRST = re.compile(rb'\[[ \t\r\n]*+(["{])')
 _ESCAPED_MARK = re.compile(rb"\\u00(?:[567]|3[aA])")
-"""A letter that is escaped makes a name that is none of the API's as it is spelled; a colon that is
-escaped in a text would be counted for the one of a member that stands there twice."""
+"""A name with an escaped letter is not spelled as the API's is; an escaped colon in a text would be
+counted in place of the colon of a repeated member."""
 _NUMBERS = b"0123456789 \t\r\n"
 
 
@@ -58,8 +59,8 @@ _string_decoder = msgspec.json.Decoder(str)
 
 
 def characters(raw: bytes) -> int | None:
-    """The code points of all text in a well-formed JSON value without numbers that count; None
-    where its shape is another."""
+    """The code points of all text in a well-formed JSON value in which no numbers count; None where
+    it has another shape."""
     if len(raw) > _MAX_PROMPT:
         return None
     try:
@@ -76,8 +77,8 @@ def characters(raw: bytes) -> int | None:
 
 
 def tokens(raw: bytes) -> int | None:
-    """How many numbers a well-formed JSON array of whole numbers, or of such arrays, has; None
-    where there is something else in it."""
+    """How many numbers there are in a well-formed JSON array of whole numbers, or of such arrays;
+    None where it holds anything else."""
     if b'"' in raw:
         return None
     marks = raw.translate(None, _NUMBERS)
@@ -99,7 +100,8 @@ def _of_messages(raw: bytes, messages: list[_Message]) -> int | None:
     text = "".join(texts)
     members = 2 * (len(messages) + len(parts)) + len(urls)
     members += sum(url.detail is not msgspec.UNSET for url in urls)
-    # Every member has a colon. More of them than the library knows are members passed over.
+    # Every member has a colon. Where there are more than the library has members, it passed some
+    # over.
     colons = members + _colons(text.encode() if text.isascii() else text)
     colons += sum(_colons(bytes(url.url)) for url in urls)
     if _colons(raw) != colons or (b"\\" in raw and _ESCAPED_MARK.search(raw)):
@@ -108,7 +110,7 @@ def _of_messages(raw: bytes, messages: list[_Message]) -> int | None:
 
 
 def _colons(text: bytes | str) -> int:
-    # Of bytes, to take out what there is little of is quicker than to count it.
+    # In bytes, removing what is rare is quicker than counting it.
     if isinstance(text, str):
         return text.count(":")
     return len(text) - len(text.replace(b":", b""))

@@ -1,4 +1,4 @@
-"""What is decided: pure, total, and of the standard library only. It knows no policy by name.
+"""What is decided: pure, total, with the standard library only. It knows no policy by name.
 
 endpoints        which endpoints are in scope: the table, and the canonical path
 paths            how servers may read a path;  method_override: what makes a POST of a request
@@ -9,5 +9,5 @@ policy           what a policy declares;  kinds: what its setting may be
 plan             which setting of each policy is in force: levels and override headers
 decision         decide(): allowed or denied, and what each policy found
 summary          the decision explained in English
-denial           its HTTP response to the byte, and the other answers that all adapters share
+denial           a denial's HTTP response to the byte, and the other answers that adapters share
 """

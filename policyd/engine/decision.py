@@ -1,9 +1,9 @@
 """decide(): the one place where a request is allowed or denied. Pure and total.
 
 It knows no policy by name. For each policy that a route, a key, the server or a header sets, it
-finds the setting in force (plan.py), asks the policy whether the request violates it, and joins
-what they answer: messages, flags and explanations, in the contract's order. The rules that are no
-policy's are docs/contract.md, sections 1 to 4 and 7:
+finds the setting in force (plan.py), asks the policy whether the request violates it, and joins the
+answers: messages, flags and explanations, in the contract's order. The rules that belong to no one
+policy are docs/contract.md, sections 1 to 4 and 7:
 
 - in scope, a request that violates a policy is denied (enforce) or flagged (audit);
 - an end user counts in the places that the key accepts; where the endpoint has none of those,
@@ -36,15 +36,15 @@ from policyd.engine.states import Credential, Ignored, Mode, ModelState, UserSta
 INVALID_OVERRIDE = "invalid_override"
 """The type of the flag of a request with an override header that is not valid."""
 NO_ROUTE = RouteSettings()
-# Members of an enumeration take Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _OFF, _NAMED = Mode.OFF, ModelState.GIVEN
 _UNKNOWN, _VALID, _ABSENT = UserState.UNKNOWN, UserState.VALID, UserState.ABSENT
 _MAX_CACHED = 8
-"""Values of a header that are kept. Of more, a client could send ever others."""
+"""Values of one header up to which a plan is cached: of more, a client could send ever new sets."""
 
 
 class _Verdict(NamedTuple):
-    """What all policies found. There are only so many, so each is put into words once."""
+    """What all policies found. There are few different ones, so each is put into words once."""
 
     results: tuple[Result, ...]
     in_scope: bool
@@ -111,8 +111,8 @@ def _attributes(given: DecisionInput, accept: tuple[str, ...], unreadable: UserS
 
 
 def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserState) -> EndUser:
-    """The end user that counts: the first valid one, else the one of which there is something to
-    say, else the first."""
+    """The end user that counts: the first valid one, else the first that is neither absent nor
+    unknown, else the first."""
     found: list[EndUser] = []
     for place in _places(accept, given.target.endpoint):
         here = [one for one in given.end_users if one.place == place]
@@ -126,7 +126,7 @@ def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserSta
 
 
 def _not_given(place: str, unreadable: UserState) -> EndUser:
-    # A caller gives all headers that it has, but not all members of a body that it did not read.
+    # A caller sends all headers that it has, but not the members of a body that it did not read.
     is_header = place.startswith(HEADER_PLACE)
     return EndUser(place, _ABSENT if is_header else unreadable)
 

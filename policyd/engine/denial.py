@@ -1,7 +1,7 @@
 """Decision -> the exact HTTP response of a denial: docs/contract.md, section 4.
 
-The other answers that all adapters share stand here, too: no decision, a WebSocket, a path that
-servers read differently.
+The other answers that all adapters share are here, too: to no decision, to a WebSocket, and to a
+path that servers read differently.
 """
 
 import json
@@ -69,7 +69,7 @@ _KEY_DENIED = {
     Credential.CONFLICTING: (
         "Two different API keys were given. Send one x-usagepanda-api-key header"
     ),
-    # A malformed, an unknown and a revoked key read alike, lest a caller learn which keys exist.
+    # Malformed, unknown and revoked keys get the same text, lest a client learn which keys exist.
     Credential.GIVEN: (
         "The API key in the x-usagepanda-api-key header is not valid here. "
         "Check that it is complete and has not been revoked, or create a new one"
@@ -88,7 +88,7 @@ def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
         "param": None,
         "code": None,
     }
-    # In ASCII, as a message may quote what a caller sent, and half a surrogate pair has no UTF-8.
+    # In ASCII, as a message may quote what a caller sent, and a lone surrogate has no UTF-8.
     body = json.dumps({"error": error}, separators=(",", ":"))
     return Denial(status, HEADERS, body.encode())
 
@@ -118,8 +118,8 @@ WEBSOCKET = render(
 """The response to a request that asks for a WebSocket. After a 426, clients that can ask over HTTP
 too do so at once; after a 5xx they first try again and again."""
 WEBSOCKET_HEADERS = (*WEBSOCKET.headers, ("Upgrade", "HTTP/1.1"), ("Connection", "Upgrade"))
-"""Its headers where no proxy stands between: a 426 names the protocol that is spoken here, on this
-connection alone (RFC 9110, section 15.5.22)."""
+"""WEBSOCKET's headers where no proxy stands between: a 426 names the protocol that is spoken on
+this connection (RFC 9110, section 15.5.22)."""
 
 AMBIGUOUS_PATH = render(
     400,

@@ -5,8 +5,8 @@ canonical form, and where that form is in scope it is what goes upstream. So no 
 upstream might still understand (`/v1//Chat/%63ompletions/`) slips past. Names that are an
 operator's own, such as a deployment's, stay as they came: they decide nothing here.
 
-A path that some server may read as another endpoint all the same, because it decodes twice, say, is
-in scope and has no canonical form: it never goes upstream.
+A path that some server may still read as another endpoint, because it decodes twice, say, is in
+scope and has no canonical form: it never goes upstream.
 """
 
 import re
@@ -53,7 +53,7 @@ ENDPOINTS = {
     "/realtime/translations/client_secrets": _realtime("realtime_translation_client_secret"),
     "/live/sessions": _live("live_session"),
     "/live/sessions/{session_id}/accept": _live("live_accept"),
-    # Anthropic's. Keys for OpenAI's API alone have nothing to do with it.
+    # Anthropic's. It is out of scope for keys that are for OpenAI's API alone.
     "/v1/messages": Endpoint("message", (METADATA_USER_ID,), only_for=METADATA_USER_ID),
 }
 """Every endpoint in scope, by what its paths end in; Azure's older path of one follows below.
@@ -63,9 +63,9 @@ A word in braces, at most one and never the last, stands for any one word.
 
 
 def without_place(accept: Iterable[str]) -> tuple[str, ...]:
-    """The operations on which a key that accepts these places has none of them.
+    """The operations whose endpoints have none of the places that a key accepts.
 
-    There `user` counts in their stead, or nothing does where the endpoint has no `user`.
+    There `user` counts instead, or nothing does where the endpoint has no `user`.
     """
     accepted = tuple(accept)
     return tuple(
@@ -89,9 +89,9 @@ _BY_WORDS = {_words(path): endpoint for path, endpoint in ENDPOINTS.items()}
 # Azure's first API for images, which openai 0.27 asks.
 _BY_WORDS["images", "generations:submit"] = ENDPOINTS["/images/generations"]
 _FOR_ALL = frozenset(words for words, endpoint in _BY_WORDS.items() if not endpoint.only_for)
-"""Those that are in scope whatever the key accepts."""
+"""The endpoints that are in scope whatever the key accepts."""
 _WITH_NAME = tuple(words for words in _BY_WORDS if _ANY in words)
-"""Those with a name among their words."""
+"""The endpoints with a name among their words."""
 _LAST_WORDS = frozenset(words[-1] for words in _BY_WORDS)
 _LONGEST = max(map(len, _BY_WORDS))
 
@@ -110,15 +110,16 @@ _FIXED = frozenset(
 )
 """The words before an endpoint that are the API's own, and are written in small letters."""
 _NAMING = frozenset({"deployments", "engines"})
-"""Those that have a name behind them, which may be any word and may hold slashes."""
+"""Those that are followed by a name, which may be any word and may hold slashes."""
 
 # A backslash ends a URL's host where it is read as browsers do.
 _TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#\\]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
 _OUT_OF_SCOPE = Target(in_scope=False)
 _UNKNOWN = Target(in_scope=True)
 MAX_PATH = 16 * 1024
-"""Characters of a path that are read. What a longer one asks for is unknown."""
+"""Characters of a path that is read. What a longer one asks for is unknown."""
 _MAX_CACHED_PATH = 256
+"""Characters of a path up to which what it asks for is cached."""
 MAX_MODEL = 256
 """Characters of a model in a path that count. No deployment's name is as long."""
 
@@ -149,11 +150,11 @@ def _resolve(target: str) -> Target:
     match = _TARGET.match(target)
     path = paths.in_ascii(match[1] if match else target)
     if not path:
-        # https://host?/v1/embeddings: some take the question mark for a part of the host.
+        # https://host?/v1/embeddings: some servers take the question mark for a part of the host.
         return _UNKNOWN
     text = paths.last_reading(path)
     if text is not None and not _holds_last_word(paths.unbroken(text)):
-        return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
+        return _OUT_OF_SCOPE  # Most paths, which need no closer look.
     names = paths.names(path)
     words = _endpoint(names)
     # The gateway forwards a path that is out of scope for some keys unchanged. No upstream may read
@@ -178,7 +179,8 @@ def _resolve(target: str) -> Target:
 
 
 def _for_some(path: str, text: str | None) -> Target:
-    """What a path asks for that is an endpoint, if at all, for some keys and some servers alone."""
+    """What a path asks for that can be an endpoint only for some keys, as only some servers read
+    it."""
     some = (words for words in _BY_WORDS if words not in _FOR_ALL)
     found = next((words for words in some if _may_be_in_scope(path, text, {words})), None)
     return Target(True, _BY_WORDS[found], is_ambiguous=True) if found else _OUT_OF_SCOPE
@@ -196,14 +198,14 @@ def _holds_last_word(text: str) -> bool:
 
 
 def _endpoint(names: list[Name]) -> _Words | None:
-    """The words of the endpoint that a path ends in, the longest there is."""
+    """The words of the longest endpoint that a path ends in."""
     last = tuple(name.word for name in names[-_LONGEST:])
     tails = (last[start:] for start in range(len(last)))
     return next(filter(None, map(_known, tails)), None)
 
 
 def _known(tail: _Words) -> _Words | None:
-    """The words of the endpoint that these are."""
+    """The words of the endpoint that `tail` is."""
     if tail in _BY_WORDS:
         return tail
     return next((words for words in _WITH_NAME if _fits(tail, words)), None)
@@ -232,9 +234,9 @@ def _written(names: list[Name], endpoint: _Words) -> str:
 
 
 def _naming(before: list[Name]) -> list[Name]:
-    """Those that name a model, deployment or engine, of the names before an endpoint.
+    """Of the names before an endpoint, those that name a model, deployment or engine.
 
-    Azure has a word of its own between a deployment's name and the endpoint.
+    Azure puts the word `extensions` between a deployment's name and the endpoint.
     """
     words = [name.word for name in before]
     start = next((at for at, word in enumerate(words, 1) if word in _NAMING), len(words))
@@ -245,7 +247,7 @@ def _naming(before: list[Name]) -> list[Name]:
 
 
 def _is_unclear(naming: list[Name]) -> bool:
-    """Whether a server may find another model in a path, or more of a name than counts."""
+    """Whether a server may find another model in a path, or a longer name than counts here."""
     if not naming:
         return False
     text = paths.spoken(naming)
@@ -260,7 +262,7 @@ def _is_unclear(naming: list[Name]) -> bool:
 
 
 def _may_be_in_scope(path: str, text: str | None, among: Collection[_Words]) -> bool:
-    """Whether a server might read one of the endpoints `among` where the canonical form is none.
+    """Whether a server might read one of the endpoints `among` where the canonical form has none.
 
     `text` is the last reading of `path`, None where there is no last one.
     """
@@ -275,8 +277,8 @@ def _may_be_in_scope(path: str, text: str | None, among: Collection[_Words]) -> 
 
 
 def _ends_around_slashes(names: list[Name], among: Collection[_Words]) -> bool:
-    """Whether a path ends in an endpoint whose name has slashes, as a server may have it that
-    splits the path before it decodes that.
+    """Whether a path ends in an endpoint whose name holds slashes, as a server may read it that
+    splits the path before decoding.
     """
     found = [name.word for name in names]
     for words in among:
@@ -302,16 +304,18 @@ def _may_be_another(canonical: str, endpoint: _Words) -> bool:
 
 
 def _holds_endpoint(text: str, among: Collection[_Words], end: _Words = ()) -> bool:
-    """Whether an endpoint's words stand in a decoded path in their order, others between them.
+    """Whether an endpoint's words occur in a decoded path in their order, with or without others
+    between them.
 
-    `end` is the endpoint that it ends in, which is none of those looked for.
+    `end` is the endpoint that the path ends in, which is not looked for.
     """
     for reading in {text, paths.unbroken(text)}:
         found = paths.words(reading)
         before = found[: len(found) - len(end)]
         is_plain = _fits(tuple(found[len(before) :]), end)
         for words in among:
-            # One whose words `end` itself has is none where no server may end the path within it.
+            # An endpoint whose words are within `end` does not count there, unless some server may
+            # end the path within `end`.
             is_own = words == end[-len(words) :] or (is_plain and _are_in_order(words, end))
             if _are_in_order(words, before if is_own else found):
                 return True

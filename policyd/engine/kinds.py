@@ -43,7 +43,7 @@ class Kind(Protocol):
 
     @property
     def header_usage(self) -> str:
-        """What its override header may be. Empty: it has no such header."""
+        """What its override header may hold. Empty: it has no such header."""
 
     def canonical(self, text: str) -> str:
         """A value in its canonical form. Raises ValueError, which names cause and fix."""
@@ -116,7 +116,7 @@ class Limit:
 
 
 class WithoutHeader:
-    """A kind whose settings no header overrides. Of two values, only equal ones can be compared."""
+    """A kind whose settings no header overrides. Only equal values count as equally strict."""
 
     header_usage = ""
 
@@ -131,7 +131,7 @@ class WithoutHeader:
 
 class Patterns(WithoutHeader):
     """A list of patterns, in which * stands for any characters. decide() gets a function that says
-    whether one of them matches a text, in any letter case and trimmed where `ignores_case`."""
+    whether one of them matches a text; with `ignores_case`, in any letter case and trimmed."""
 
     usage = "off, audit:PATTERN,… or enforce:PATTERN,…"
     value_usage = "patterns with commas between them, in which * stands for any characters"
@@ -182,7 +182,7 @@ class Names(WithoutHeader):
 
 
 class Anything(WithoutHeader):
-    """The setting of a policy that this version does not know. It is kept as it is."""
+    """The setting of a policy that this version does not know, kept as it is."""
 
     usage = value_usage = example = ""
 

@@ -1,8 +1,8 @@
-"""Method overrides: what makes a POST, to some servers, of a request whose method is another.
+"""Method overrides: what makes some servers take a request with another method for a POST.
 
 Some take the method from a header, or from a field `_method` of the query string or of a form. A
-request that they may take for a POST is judged as one. A form's fields are not looked for: any
-may stand in a form, and no endpoint takes a form by another method.
+request that they may take for a POST is judged as one. A form's fields are not looked at: any form
+may have the field, and no endpoint takes a form by another method.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ _DESCRIBED = (("x-http-method-override", "POST"),)
 
 
 def _spellings(name: str) -> Iterable[str]:
-    # An underscore is a dash to some upstreams.
+    # Some upstreams read an underscore as a dash.
     words = name.split("-")
     for joints in product("-_", repeat=len(words) - 1):
         yield "".join(word + joint for word, joint in zip(words, (*joints, ""), strict=True))
@@ -28,11 +28,11 @@ HEADERS = frozenset(
     for name in ("x-http-method-override", "x-http-method", "x-method-override")
     for spelling in _spellings(name)
 )
-"""The headers that override the method, in small letters."""
+"""The headers that override the method, in lower case."""
 
 
 def is_post(method: str) -> bool:
-    """Whether `method` is POST by itself; so is an unknown one."""
+    """Whether `method` itself is POST; an unknown one counts as POST."""
     return not method or method.strip().upper() == "POST"
 
 
@@ -42,9 +42,9 @@ def in_force(method: str, headers: Headers, query: str) -> str:
 
 
 def overriding(method: str, headers: Headers, query: str) -> Headers:
-    """The header by which a descriptor tells that some server may take its request for a POST.
+    """The header by which a descriptor says that some server may take its request for a POST.
 
-    Empty where the request is a POST by itself, or where nothing makes one of it.
+    Empty where the method itself is POST, or nothing overrides it.
     """
     if is_post(method):
         return ()

@@ -30,7 +30,7 @@ class DecisionInput(NamedTuple):
     overrides: tuple[tuple[str, str], ...] = ()
     """The override headers as name and value, repeats kept, names in lower case."""
     end_users: tuple[EndUser, ...] = ()
-    """The places of which something is known."""
+    """The places about which something is known."""
     model_state: ModelState = ModelState.UNKNOWN
     model: str = ""
     """The model in the body, where it is GIVEN."""
@@ -44,7 +44,7 @@ class DecisionInput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A mark on a request in the log."""
+    """A mark on a decision in the log."""
 
     type: str
     description: str
@@ -69,11 +69,11 @@ class Violation(NamedTuple):
 
 
 MAX_TOLD = 300
-"""Characters that answers, explanations and the log tell of a setting's value, or of a message."""
+"""Characters of a setting's value, or a message, that answers, explanations and the log show."""
 
 
 def cut(text: str, length: int) -> str:
-    """`text` itself, or its beginning and an ellipsis: `length` characters."""
+    """`text` itself, or its beginning and an ellipsis: at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -100,8 +100,8 @@ class Explanation:
     """Why a request was decided as it was."""
 
     mode: Mode | None
-    """Of the first policy, as source and ignored are. None where the API key is not in force, so
-    that no mode counted."""
+    """The original policy's, as are `source` and `ignored`. None where no API key in force was
+    given, so that no mode counted."""
     source: Source | None
     ignored: Ignored
     in_scope: bool
@@ -123,8 +123,8 @@ class Decision:
     flags: tuple[Flag, ...]
     explanation: Explanation
     results: tuple[Result, ...] = ()
-    """Of each policy that is set, in the contract's order."""
+    """One for each policy that is set, in the contract's order."""
     missing: tuple[str, ...] = ()
-    """What policies in force need, and the caller did not give, so that there is no decision."""
+    """What policies in force need and the caller did not give, so that there is no decision."""
     failures: tuple[tuple[str, Exception], ...] = ()
     """The policies that could not judge, and why."""

@@ -1,7 +1,7 @@
 """A request's path as servers may read it: split into names, dot segments resolved, decoded.
 
-Servers part ways over encoded slashes, backslashes, `;parameters`, dot segments and what is encoded
-twice. `names()` is the reading that policyd goes by; `last_reading()` and `words()` are for finding
+Servers differ over encoded slashes, backslashes, `;parameters`, dot segments and what is encoded
+twice. `names()` is the reading that policyd goes by; `last_reading()` and `words()` serve to find
 out whether a server could come to another one.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 MAX_DECODINGS = 8
-"""How often a path is decoded. What still changes then is not read further."""
+"""How often a path is decoded. One that still changes then is not read further."""
 # White space and control characters, which many servers drop from the end of a path. To JavaScript
 # the byte order mark is white space, too.
 _LOOSE = "\ufeff" + "".join(
@@ -32,7 +32,7 @@ class Name(NamedTuple):
     """What stands between two slashes of a path."""
 
     word: str
-    """Decoded, without `;parameters`, letter case folded: what it is compared by."""
+    """Decoded, without `;parameters`, letter case folded: by this, names are compared."""
     spelling: str
     """As it came, without `;parameters`."""
     joint: str
@@ -58,14 +58,14 @@ def spoken(names: list[Name]) -> str:
 
 
 def is_read_once(names: list[Name]) -> bool:
-    """Whether servers agree on what these names are, decoded: those too that decode them twice, or
-    take them to end at a space."""
+    """Whether servers agree on these names, decoded: even servers that decode them twice, or take
+    them to end at a space."""
     text = "/".join(_decoded(name.spelling) for name in names)
     return last_reading(text) == text and is_read_alike(text)
 
 
 def last_reading(path: str) -> str | None:
-    """`path` decoded until that changes nothing; None where this takes too often."""
+    """`path` decoded until that changes nothing; None where that takes too many times."""
     text = path
     for _ in range(MAX_DECODINGS):
         decoded = _decoded(text)
@@ -76,22 +76,22 @@ def last_reading(path: str) -> str | None:
 
 
 def unbroken(text: str) -> str:
-    """A decoded path without what the parsers of browsers' URLs leave out wherever it stands."""
+    """A decoded path without the tabs and line breaks, which browsers' URL parsers leave out."""
     return text.translate(_NO_BREAKS)
 
 
 def names_of_text(text: str) -> list[Name]:
-    """The same as names() of a text that is not to be decoded any more."""
+    """The same as names(), for a text that is decoded already."""
     return _resolved(_split(text, _PLAIN_SEPARATOR), str)
 
 
 def words(text: str) -> list[str]:
-    """Every word of a decoded path, however it is split, and those that dot segments would undo."""
+    """Every word of a decoded path, however it is split, even those that dot segments remove."""
     return [word.strip(_LOOSE) for word in _BREAK.split(text.casefold())]
 
 
 def is_read_alike(text: str) -> bool:
-    """Whether servers agree on how a decoded path is split, but for its encoding."""
+    """Whether servers agree on how a decoded path is split, apart from its encoding."""
     return _ENDS_EARLY.search(text) is None and not climbs(text)
 
 
@@ -109,12 +109,12 @@ def climbs(path: str) -> bool:
 
 
 def join(parts: Iterable[str]) -> str:
-    """Parts of a path that begin with their joints, as one path. What no URL holds is encoded."""
+    """One path of parts that begin with their joints. What no URL may hold is encoded."""
     return quote("".join(parts), safe="/:@!$&'()*+,=~%") or "/"
 
 
 def _split(path: str, separator: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """What stands between separators, and the separator before it."""
+    """Each part between separators, and the separator before it."""
     parts = separator.split(path)
     return zip(parts[::2], ["/", *parts[1::2]], strict=True)
 

@@ -14,11 +14,11 @@ METADATA_USER_ID = "metadata.user_id"
 END_USER_ID = "user_security_context.end_user_id"
 """Azure's place: `end_user_id` in the object `user_security_context`."""
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
-"""The places in which an end user may stand for an API key that names none."""
+"""The places in which an end user may stand where an API key sets no places."""
 BODY_PLACES = (USER, SAFETY_IDENTIFIER, METADATA_USER_ID, END_USER_ID)
 """The places of a body in which an end user can stand: its fields, and fields of its objects."""
 HEADER_PLACE = "header:"
-"""Begins the places that are headers. The header's name follows, in lower case."""
+"""What places that are headers begin with. The header's name follows, in lower case."""
 SAFETY_HEADER = "openai-safety-identifier"
 """The header in which some endpoints take what is safety_identifier elsewhere."""
 MAX_PLACES = 8
@@ -27,7 +27,7 @@ _HEADER_PLACE = re.compile(r"header:[a-z0-9-]{1,64}")
 
 
 def is_place(name: str) -> bool:
-    """Whether an end user can stand in the place that is called so."""
+    """Whether `name` is that of a place in which an end user can stand."""
     return name in BODY_PLACES or _HEADER_PLACE.fullmatch(name) is not None
 
 
@@ -48,7 +48,7 @@ def accept_problem(accept: Iterable[str]) -> str:
 _PLACES = f"{', '.join(BODY_PLACES)} and header:NAME (a header's name in lower case)"
 
 
-def are_identifiers(accept: Iterable[str]) -> bool:
+def can_accept(accept: Iterable[str]) -> bool:
     """Whether an API key can accept these places; accept_problem() says why it cannot."""
     return not accept_problem(accept)
 
@@ -75,11 +75,11 @@ class Endpoint(NamedTuple):
     safety_in_session: bool = False
     """Whether its safety_identifier stands in the body's object `session`."""
     only_for: str = ""
-    """Where it is not empty: the place that a key must accept for it to be in scope."""
+    """The place that a key must accept for the endpoint to be in scope. Empty: it always is."""
 
     @property
     def further(self) -> tuple[str, ...]:
-        """Its places but for IDENTIFIERS."""
+        """Its places except IDENTIFIERS."""
         return _further(self.identifiers)
 
     def is_for(self, accept: Iterable[str]) -> bool:
@@ -102,7 +102,7 @@ class Target(NamedTuple):
     """What a request's method and path ask for."""
 
     in_scope: bool
-    """Whether it is for some keys, at least: `endpoint.is_for` tells for which."""
+    """Whether it is in scope for some keys at least: `endpoint.is_for` says for which."""
     endpoint: Endpoint | None = None
     """None where it is out of scope, or where neither method nor path is known."""
     path: str = ""
@@ -117,7 +117,7 @@ class Target(NamedTuple):
     def is_in_scope_for(self, accept: Iterable[str]) -> bool:
         """Whether it is in scope for a key that accepts these places."""
         endpoint = self.endpoint
-        if endpoint is None or not endpoint.only_for:  # Nearly always, and found without a call.
+        if endpoint is None or not endpoint.only_for:  # Nearly always so, and this saves a call.
             return self.in_scope
         return self.in_scope and endpoint.is_for(accept)
 
@@ -129,7 +129,7 @@ class EndUser(NamedTuple):
     """user, safety_identifier, metadata.user_id, user_security_context.end_user_id, header:NAME."""
     state: UserState
     value: str | None = None
-    """Where it is VALID: its first 1,024 characters. None: the caller did not give it."""
+    """The first 1,024 characters of a VALID one. None: the caller did not give it."""
 
 
 NO_END_USER = EndUser("", UserState.ABSENT)

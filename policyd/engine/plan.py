@@ -1,8 +1,8 @@
 """Which setting of a policy is in force: the levels, and the header that may override them.
 
 - The route's setting holds where it has one, else the key's, else the server's default.
-- A valid override header beats it, where the route or else the key lets it.
-- An invalid header never weakens it. Of several values the strictest valid one may tighten it.
+- A valid override header beats it, where the route's, key's or server's override allows that.
+- An invalid header never weakens it. Of several values, the strictest valid one may tighten it.
 """
 
 from functools import lru_cache, reduce
@@ -20,11 +20,11 @@ class Plan(NamedTuple):
 
     policy: Policy
     result: Result
-    """What the policy finds, as far as it is known before: nothing."""
+    """The policy's result before it has judged: without a violation."""
     parsed: Any = None
     """The setting's value as the policy's kind has parsed it. None where the policy is off."""
     problem: Exception | None = None
-    """Why it cannot judge by this setting."""
+    """Why the policy cannot judge by this setting, if it cannot."""
 
 
 @lru_cache(maxsize=4096)
@@ -102,7 +102,7 @@ def overridden(plan: Plan, values: tuple[str, ...]) -> Plan:
     strictest = reduce(lambda one, other: one if _is_as_strict(kind, one, other) else other, valid)
     tightens = _is_as_strict(kind, strictest, held)
     if not is_clear:
-        # It does not say for certain what the client wants, so it may tighten, and never weaken.
+        # What the client wants is not certain, so the header may tighten, and never weaken.
         is_tighter = tightens and not _is_as_strict(kind, held, strictest)
         return (
             _following(plan, strictest, Ignored.INVALID)

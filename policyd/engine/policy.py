@@ -1,6 +1,6 @@
-"""What a policy declares. Everything else is made of it: settings, headers, flags, pages, logs.
+"""What a policy declares. All else is derived from it: settings, headers, flags, pages, logs.
 
-A policy judges; it neither knows where its setting came from nor what becomes of its verdict. The
+A policy judges; it knows neither where its setting came from nor what becomes of its verdict. The
 engine alone knows levels, modes and overrides (plan.py, decision.py).
 """
 
@@ -74,13 +74,13 @@ class Policy:
     hint: str
     """What it does, in a sentence for people."""
     kind: Kind
-    """Of its setting."""
+    """The kind of its setting."""
     needs: tuple[Need, ...]
     """What decide() looks at. The engine asks it only where all of this is known."""
     subject: str
     """What cannot be checked where the body cannot be read: "user field"."""
     decide: Callable[[Attributes, Any], Violation | None]
-    """Whether a request violates the setting's value, which is as the kind has parsed it. Pure."""
+    """Whether a request violates the setting's value, as the kind has parsed that. Pure."""
     tooltip: str
     """Why a request has its flag, as a sentence without a full stop, for the console."""
     header: str = ""
@@ -88,12 +88,12 @@ class Policy:
     operations: frozenset[str] = frozenset()
     """The operations that it applies to. Empty: all in scope."""
     description: str = ""
-    """What its flag is described by. Empty: by the violation's message."""
+    """The description of its flag. Empty: the violation's message."""
     observe: Callable[[str, UserState], str] | None = None
-    """What the explanation says of a request that is allowed, by the place and the state of its end
-    user. The original policy has it."""
+    """What the explanation says of an allowed request, given the place and the state of its end
+    user. Only the original policy has it."""
     is_original: bool = False
-    """Whether the older fields of protos, tables and explanations are about this one."""
+    """Whether the older fields of protos, tables and explanations are about this policy."""
 
     @property
     def flag(self) -> str:
@@ -101,7 +101,7 @@ class Policy:
         return f"policy_{self.name}"
 
     def applies_to(self, operation: str) -> bool:
-        """Whether it judges requests of an operation. One that is not known may be any."""
+        """Whether it judges requests of an operation. An unknown operation may be any."""
         return not self.operations or not operation or operation in self.operations
 
 
@@ -123,7 +123,7 @@ class Table:
     def with_original(
         self, mode: Mode | None, override: Override | None = None, others: Settings = ()
     ) -> Settings:
-        """Settings with this one of the original policy, and `others` of all others."""
+        """Settings with this one for the original policy, and those of `others` for the rest."""
         name = self.original.name
         set_now = {**dict(others), name: Setting(mode, "", override)}
         if set_now[name] == Setting():
@@ -131,7 +131,7 @@ class Table:
         return self.in_order(set_now.items())
 
     def in_order(self, settings: Iterable[tuple[str, Setting]]) -> Settings:
-        """Settings in the order of their policies, those that are not known last."""
+        """Settings in the order of their policies, unknown policies last."""
         order = {policy.name: policy.order for policy in self.policies}
         return tuple(sorted(settings, key=lambda one: (order.get(one[0], math.inf), one[0])))
 
@@ -163,9 +163,9 @@ def checked_value(policy: Policy, value: str) -> str:
 
 
 def check_settings(table: Table, settings: Settings) -> Settings:
-    """Settings as they may be stored: known policies, in their order, values in canonical form.
+    """Settings as they are stored: known policies, in their order, values in canonical form.
 
-    One that sets nothing is left out. Raises ValueError, which names cause and fix.
+    A setting that sets nothing is left out. Raises ValueError, which names cause and fix.
     """
     names = [name for name, _ in settings]
     if unknown := sorted(set(names) - set(table.by_name)):

@@ -1,4 +1,4 @@
-"""What is set for policies: by an API key, by a route, or by the server as its default."""
+"""What is set for policies: by an API key, by a route, or by the server as defaults."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Setting(NamedTuple):
     value: str = ""
     """As text that the policy's kind of setting reads: "500", "gpt-4*,o1". It goes with `mode`."""
     override: Override | None = None
-    """None: the next level's; without any, ANY."""
+    """None: the next level's; ANY where no level sets it."""
 
 
 Settings = tuple[tuple[str, Setting], ...]
@@ -38,7 +38,7 @@ class KeySettings:
     accept: tuple[str, ...] = IDENTIFIERS
     """The places in which an end user may stand: one or more, up to MAX_PLACES."""
     until: float | None = None
-    """Seconds since 1970 from which on the secret is no longer in force. None: it has no end."""
+    """When the secret ceases to be in force, in seconds since 1970. None: never."""
 
     def __post_init__(self) -> None:
         if problem := accept_problem(self.accept):
@@ -60,12 +60,12 @@ class ServerDefaults:
     administrators applied it for all servers of a database."""
 
     policies: Settings = ()
-    """Above those of the server's own settings, policy by policy."""
+    """They stand above those of the server's own settings, policy by policy."""
     end_user_headers: tuple[str, ...] = ()
     """Empty: headers and callers are those of the server's own settings."""
     end_user_callers: tuple[str, ...] = ()
     revision: int = 0
-    """Of the settings, by the last change of these. 0: they were not applied yet."""
+    """The revision that the last change of the defaults made. 0: none were applied yet."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key as its owner sees it. The key itself is not kept anywhere."""
+    """An API key as an administrator sees it. The secret itself is not kept anywhere."""
 
     id: str
     name: str
@@ -83,9 +83,9 @@ class ApiKey:
     updated_at: datetime
     revoked_at: datetime | None
     revision: int
-    """Of the settings, by the last change to this key."""
+    """The revision that the last change of this key made."""
     expires_at: datetime | None = None
-    """From then on it is treated as one that was revoked. None: never."""
+    """When the key ceases to be in force. None: never."""
     previous_until: datetime | None = None
     """Until when the secret before the last rotation is in force. None: there is none."""
     suffix: str = ""
@@ -93,18 +93,19 @@ class ApiKey:
 
     @property
     def etag(self) -> str:
-        """Names this state of the key. A revision alone may be another one after a backup was put
-        back, and an administrator with the one before would overwrite it."""
+        """Names this state of the key. After a backup was put back, the same revision may be
+        another state, which an administrator with the one before would overwrite."""
         changed = (self.updated_at - _FIRST) // timedelta(microseconds=1)
         return f"{self.revision}-{changed:x}"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What `digest` now stands for, as its key has changed. None: it is not in force any more."""
+    """What the digest of a key that has changed stands for now."""
 
     digest: bytes
     settings: KeySettings | None
+    """None: the key is no longer in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,9 @@ class KeyChanges:
     revision: int
     changed: Collection[KeyChange]
     everything: bool = False
-    """Whether these are all keys there are, so that others known before are gone."""
+    """Whether these are all keys that exist, so that others known before are gone."""
     epoch: str = ""
-    """What tells this revision from another one of the same number, in a database that was put back
-    from a backup or has lost changes. Keep it beside the revision, and ask with both."""
+    """Tells this revision from another one of the same number, in a database that was put back from
+    a backup or has lost changes. Keep it beside the revision, and ask with both."""
     defaults: ServerDefaults | None = None
     """The defaults at this revision, whether they have changed or not. None: none were applied."""

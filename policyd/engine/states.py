@@ -1,6 +1,6 @@
 """What can be the case: modes, overrides, sources, and the states of what a request holds.
 
-The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
+The enumerations have the numbers of protos/policyd/v1, so that a message's values need no table.
 """
 
 from enum import IntEnum
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class _Number(IntEnum):
-    # Enumerations hash by name, in Python; as numbers they are looked up several times as fast.
+    # In Python, enumerations hash by name; as numbers they are looked up several times as fast.
     __hash__ = int.__hash__
 
 
@@ -71,7 +71,7 @@ class UserState(_Number):
         return self >= _FIRST_UNREADABLE
 
 
-# A member of an enumeration takes Python longer to find than to compare.
+# Python takes longer to look up a member of an enumeration than to compare it.
 _FIRST_UNREADABLE = UserState.NOT_JSON
 
 
@@ -83,7 +83,7 @@ class ModelState(_Number):
     ABSENT = 2
     NOT_STRING = 3
     CONFLICTING = 4
-    """Two models that differ."""
+    """There are two models that differ, or a server may find none."""
     TOO_LONG = 5
 
 
@@ -94,7 +94,7 @@ class NumberState(_Number):
     GIVEN = 1
     ABSENT = 2
     INVALID = 3
-    """It is no whole number that can be, or cannot be counted."""
+    """It is not a valid whole number, or cannot be counted."""
 
 
 class Number(NamedTuple):
@@ -102,7 +102,7 @@ class Number(NamedTuple):
 
     state: NumberState
     value: int = 0
-    """Where it is GIVEN."""
+    """The number, where it is GIVEN."""
 
 
 UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)

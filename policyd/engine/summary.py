@@ -88,7 +88,7 @@ def _finding(one: Result) -> str:
 def _setting(table: Table, one: Result) -> str:
     policy = table.by_name.get(one.policy)
     title = policy.title if policy else one.policy
-    # A list of models may be long, and there is a summary for each model that one asks for.
+    # A list of models may be long, and each model that is asked for makes a summary of its own.
     value = f" with {cut(one.value, MAX_TOLD)}" if one.value else ""
     source = _SOURCE_WORDS[one.source]
     if one.source is Source.HEADER and policy:

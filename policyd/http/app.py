@@ -28,9 +28,9 @@ _log = logging.getLogger(__name__)
 
 EVALUATE = "/v1/evaluate"
 _THROWN_AWAY = 64 * 2**20
-"""Bytes of a body that is not needed, after which its client is cut, at the least."""
+"""Bytes of an unneeded body that are read, at least, before its client is cut off."""
 _HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]{1,300}")
-# Whatever else is wrong may be right again soon.
+# All other errors get 503, as they may pass soon.
 _STATUS = {
     errors.InvalidArgument: 400,
     errors.InvalidDescriptor: 400,
@@ -41,7 +41,7 @@ _STOPPING = error(503, "server_error", "policyd is being stopped. Try again", re
 # Neither is `unavailable`: policyd was reached, so its caller must not take it for an outage.
 _STOPPING_CALL = connect_error(Problem("canceled", "policyd is being stopped. Try again", ""))
 _NO_ROOM_CALL = connect_error(
-    Problem("resource_exhausted", "there are as many connections as --max-connections lets", "")
+    Problem("resource_exhausted", "there are as many connections as --max-connections allows", "")
 )
 _FAULT = error(500, "server_error", "policyd failed on this check. Its log says how")
 _NOT_FOUND = error(
@@ -77,15 +77,15 @@ class Answer(Protocol):
 
 
 class HttpCheck:
-    """The ASGI app. `answer` decides; callers must show `token` where there is one. The headers
-    `end_user_headers` of what a proxy sends may name the end user.
+    """The ASGI app. `answer` decides; callers must show `token` where there is one. Of the headers
+    that callers send, those in `end_user_headers` may name the end user.
 
-    Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
-    force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
-    `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
-    settings may be old ones, `is_undecided` why requests get no decision, and `remark` and
-    `warnings` what its operator should know all the same. `note` is told of each error that a
-    caller gets in place of a decision. `connect` answers the calls of PolicyService.
+    Up to `max_body` bytes of a body that a proxy sends along are read, if `knows` finds the key in
+    force, and up to `max_message` of a descriptor or evaluation; either has `patience` seconds to
+    arrive. `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why
+    the settings may be old ones, `is_undecided` why requests get no decision, and `remark` and
+    `warnings` what its operator should know all the same. `note` gets each error that a caller
+    gets in place of a decision. `connect` answers the calls of PolicyService.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class HttpCheck:
         self._max_message = max_message
 
     def end(self, reason: str) -> None:
-        """Say from now on that it is not ready."""
+        """Report from now on that policyd is not ready, for this reason."""
         self._probes.end(reason)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ class HttpCheck:
         except ClientGone:
             return
         except asyncio.CancelledError:
-            # The server has waited long enough.
+            # policyd is stopping, and its grace is over.
             reply = _STOPPING_CALL if self._connect.has(request.path) else _STOPPING
         except Exception:  # noqa: BLE001  # Whatever it was, nothing is allowed.
             _log.exception(
@@ -167,7 +167,7 @@ class HttpCheck:
         return _NOT_FOUND
 
     async def _check(self, request: Request) -> Reply:
-        # Authorization is the client's own, for the upstream.
+        # The header Authorization is the client's, for the upstream.
         self._authenticate(request, bearer=False)
         if wants_websocket(request.headers):
             return WEBSOCKET
@@ -220,7 +220,7 @@ class HttpCheck:
             if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
                 raise InvalidArgument("send JSON, with the Content-Type application/json")
             if any(one.lower() != "identity" for one in request.all("content-encoding")):
-                raise InvalidArgument("send the JSON as it is, without a Content-Encoding")
+                raise InvalidArgument("send the JSON uncompressed, without a Content-Encoding")
             with self._bodies.hold() as held:
                 body = await request.body(self._max_message, held)
                 if body is None:
@@ -271,7 +271,7 @@ def _descriptor(request: Request, body: bytes) -> EvaluateRequest:
         return json_format.Parse(body, EvaluateRequest(), max_recursion_depth=20)
     except (json_format.ParseError, ValueError, RecursionError) as problem:
         raise InvalidArgument(
-            f"this is no descriptor, which is policyd.v1.EvaluateRequest in JSON: {problem}"
+            f"the body is not a descriptor (policyd.v1.EvaluateRequest in JSON): {problem}"
         ) from None
 
 
@@ -281,7 +281,7 @@ def _configuration(request: Request) -> Reply:
         return _text(405, "send a GET request", (("Allow", "GET, HEAD"),))
     if not _HOST.fullmatch(host):
         return _text(400, "send one Host header, from which the URLs are made")
-    # The standard has the caller compare the URL with the one that it has used.
+    # By the standard, the caller compares this URL with the one that it used.
     scheme = "https" if request.one("x-forwarded-proto") == "https" else request.scheme
     return _json(authzen.configuration(f"{scheme}://{host}"))
 

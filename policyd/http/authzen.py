@@ -2,12 +2,13 @@
 
     subject    type "api_key", id the API key; properties.ip_address
     action     name the HTTP method
-    resource   type "path", id the request's path; properties.model
+    resource   type "path", id the request's path; properties.model, token_limit, choices,
+               prompt_characters
     context    has_user, user, safety_identifier, headers (a string or a list of them each),
                request_id, trace_id, user_agent, organization
 
-A user of which nothing is given is unknown. Members with other names are ignored, as the standard
-asks, and null stands for an optional one that is not there, as many languages write it.
+A user about whom nothing is given is unknown. Members with other names are ignored, as the standard
+requires, and null stands for an optional member that is absent, as many languages write it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -34,7 +35,7 @@ CONFIGURATION = "/.well-known/authzen-configuration"
 MAX_EVALUATIONS = 1000
 SUBJECT = "api_key"
 RESOURCE = "path"
-# Others would be out of scope, and so allowed: "can_call" must not be.
+# Other actions would be out of scope, and so allowed: "can_call" must not be.
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
@@ -103,7 +104,7 @@ class _Evaluations(msgspec.Struct):
     context: Json | None = None
 
 
-# The decision after which no further one is made.
+# For each semantic, the decision after which no further one is made.
 _LAST = {"execute_all": None, "deny_on_first_deny": False, "permit_on_first_permit": True}
 
 
@@ -144,18 +145,18 @@ def _decode(body: bytes, kind: type[_Kind]) -> _Kind:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-        raise InvalidArgument(f"this is no evaluation: {problem}") from None
+        raise InvalidArgument(f"this is not an evaluation: {problem}") from None
 
 
 async def _decide_item(asked: _Evaluations, item: object, answer: Answer) -> Json:
     if not isinstance(item, dict):
-        return _undecided(400, "this is no evaluation: it has to be an object")
+        return _undecided(400, "this is not an evaluation: it has to be an object")
     merged = {name: _with_default(getattr(asked, name) or {}, item.get(name)) for name in _TUPLE}
     given = {name: value for name, value in merged.items() if value != {}}
     try:
         wanted = msgspec.convert(given, _Evaluation)
     except msgspec.ValidationError as problem:
-        return _undecided(400, f"this is no evaluation: {problem}")
+        return _undecided(400, f"this is not an evaluation: {problem}")
     return await _decide(wanted, answer)
 
 
@@ -215,7 +216,7 @@ def _descriptor(asked: _Evaluation) -> EvaluateRequest:
 
 
 def _number(given: int | None) -> int | None:
-    """What a message can hold of a number: all beyond are judged alike."""
+    """A number as a message can hold it: all beyond its bounds are judged alike."""
     return None if given is None else max(-1, min(given, MOST))
 
 

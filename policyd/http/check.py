@@ -1,14 +1,14 @@
 """/v1/check: a request that a proxy asks about -> its descriptor, and the answer -> a response.
 
-Which request it is stands in X-Forwarded-Method and X-Forwarded-Uri, or X-Original-Method and
-X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. Or it stands in the
-check's own first line: /v1/check/v1/chat/completions. The headers and the body are the request's.
+X-Forwarded-Method and X-Forwarded-Uri say which request it is, or X-Original-Method and
+X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. Or the check's own
+request line does: /v1/check/v1/chat/completions. The headers and the body are the request's.
 
-The proxy's operator can set policies for a route behind a semicolon, as in
+The proxy's operator can set policies for a route after a semicolon, as in
 /v1/check;NAME=enforce:500 (descriptor/route.py says which). That part of the path is the
 proxy's own: no client can change it.
 
-A body that does not come is unknown, never absent: the proxy may have kept it.
+A body that does not arrive is unknown, never absent: the proxy may have kept it.
 """
 
 import re
@@ -45,8 +45,8 @@ _WHERE = "the settings in the check's path"
 _METHODS = ("x-forwarded-method", "x-original-method")
 _TARGETS = ("x-forwarded-uri", "x-original-uri", "x-original-url")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Without white space, which would be two targets in one header, and without a fragment, where
-# servers part ways.
+# Without white space, which would make two targets of one header, and without a fragment, which
+# servers treat differently.
 _TARGET = re.compile(r"(?:/|\*$|[A-Za-z][A-Za-z0-9+.-]*://)[\x21\x22\x24-\x7e\x80-\xff]*")
 
 NO_BODY = error(
@@ -80,7 +80,7 @@ def route(path: str) -> RouteSettings:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """What stands between the semicolon behind PATH and the next slash, and what follows."""
+    """What stands between the semicolon after PATH and the next slash, and what follows."""
     parameters, slash, rest = path[len(PATH) :].partition("/")
     return parameters[1:], slash + rest
 
@@ -92,11 +92,11 @@ async def described(
     knows: Callable[[CheckKeyRequest], bool],
     end_user_headers: frozenset[str] = NO_HEADERS,
 ) -> tuple[EvaluateRequest, Reply | None]:
-    """The descriptor of the request that a check is about, and what to answer in place of a denial
-    that only names what was not read.
+    """The descriptor of the request that a check is about, and the reply, if any, that takes the
+    place of a denial for an unreadable body.
 
-    Of a body, `limit` bytes are read, where `knows` finds the key in force. `end_user_headers` may
-    name the end user. Raises InvalidArgument, BodiesFull, TimeoutError or ClientGone.
+    Up to `limit` bytes of a body are read, if `knows` finds the key in force. `end_user_headers`
+    may name the end user. Raises InvalidArgument, BodiesFull, TimeoutError or ClientGone.
     """
     method, path, query = _original(request)
     about = HttpRequest(
@@ -107,7 +107,7 @@ async def described(
     if not about.target.in_scope:
         return describe(about), None
     if not knows(about_key(about)):
-        # It is denied whatever its body holds, so that is not read.
+        # The request is denied whatever its body holds, so the body is not read.
         return describe(about, TOO_LARGE), None
     with bodies.hold() as held:
         body = await request.body(limit, held)
@@ -159,7 +159,7 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
         path = [("X-Policyd-Upstream-Path", response.upstream_path)] * bool(response.upstream_path)
         shown = [("Content-Type", "application/json"), *_remarks(response), *path]
         return Reply(200, shown, allowed)
-    # A policy that needs no body denies by itself.
+    # A denial by a policy that needs no body stays as it is.
     is_unread = response.denial.http_status in denial.UNREADABLE
     if unread is not None and is_unread:
         return unread.with_headers(_remarks(response), response.decision_id)
@@ -167,7 +167,7 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
 
 
 def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:
-    """Headers about the decision, for the proxy. Where they are, a decision was made."""
+    """Headers about the decision, for the proxy. They say that a decision was made."""
     remarks = {
         "X-Policyd-Decision-Id": response.decision_id,
         "X-Policyd-Revision": str(response.revision),

@@ -1,8 +1,8 @@
-"""PolicyService over HTTP/1.1, as the Connect protocol has its unary calls.
+"""PolicyService over HTTP/1.1, by the unary calls of the Connect protocol.
 
 A call is a POST to /policyd.v1.PolicyService/METHOD, with the message as `application/proto` or
-`application/json`, and so is its answer. An error is JSON with Connect's code, and an ErrorInfo as
-over gRPC. It costs policyd less than half of what the same call costs over gRPC.
+`application/json`, in which its answer comes, too. An error is JSON with Connect's code, and an
+ErrorInfo as over gRPC. A call costs policyd less than half of what it costs over gRPC.
 """
 
 import time
@@ -23,11 +23,11 @@ _PROTO, _JSON = "application/proto", "application/json"
 _DEPTH = 20
 """How deep the objects of a message in JSON may be nested."""
 _MARKS = 2**16
-"""Brackets, colons and commas that a message in JSON may have. They say how long it takes to read,
-in which no other request is answered: up to about 0.2 s. Bytes do not: a large raw body is one
-value."""
+"""Brackets, colons and commas that a message in JSON may have. Reading it takes as long as there
+are many, up to about 0.2 s, and no other request is answered meanwhile. The message's bytes do not
+matter: a large raw body is one value."""
 _DIGITS = 10
-"""Digits that Connect allows a call's milliseconds."""
+"""Digits that Connect allows for a call's milliseconds."""
 _DOMAIN = "policyd"
 _STATUS = {
     "invalid_argument": 400,
@@ -53,11 +53,11 @@ class Problem(NamedTuple):
     """Connect's, such as `invalid_argument`."""
     message: str
     reason: str
-    """Of its ErrorInfo; "": it has none."""
+    """The reason in its ErrorInfo; "": it has none."""
 
 
 class Call:
-    """What a servicer may ask of a call."""
+    """A call, as a servicer sees it."""
 
     def __init__(self, request: Request) -> None:
         self._headers = request.headers
@@ -66,7 +66,7 @@ class Call:
         self._end = time.monotonic() + int(given) / 1000 if has_end else None
 
     def time_remaining(self) -> float | None:
-        """Seconds that the caller waits. None: as long as it takes."""
+        """Seconds that the caller still waits. None: as long as it takes."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]:
@@ -78,13 +78,13 @@ class Method(NamedTuple):
     """A method of the service."""
 
     message: type[Message]
-    """What it takes."""
+    """The type of message that it takes."""
     answer: Callable[[Any, Call], Awaitable[Message]]
 
 
 class Connect:
-    """Answers calls of `methods`, by the paths of their calls. `problem` says how an error is
-    reported that they raise."""
+    """Answers calls of `methods`, which are keyed by path. `problem` says how to report an error
+    that they raise."""
 
     def __init__(
         self, methods: Mapping[str, Method], problem: Callable[[Exception], Problem]
@@ -93,7 +93,7 @@ class Connect:
         self._problem = problem
 
     def has(self, path: str) -> bool:
-        """Whether there is such a method."""
+        """Whether `path` is that of a method."""
         return path in self._methods
 
     def rejects(self, request: Request) -> Reply | None:
@@ -123,13 +123,13 @@ class Connect:
 
 def error(problem: Problem) -> Reply:
     """The reply that reports an error."""
-    told: dict[str, Any] = {"code": problem.code, "message": problem.message}
+    content: dict[str, Any] = {"code": problem.code, "message": problem.message}
     if problem.reason:
         info = error_details_pb2.ErrorInfo(reason=problem.reason, domain=_DOMAIN)
         value = b64encode(info.SerializeToString()).rstrip(b"=").decode()
-        told["details"] = [{"type": info.DESCRIPTOR.full_name, "value": value}]
+        content["details"] = [{"type": info.DESCRIPTOR.full_name, "value": value}]
     headers = [("Content-Type", _JSON)]
-    return Reply(_STATUS[problem.code], headers, msgspec.json.encode(told))
+    return Reply(_STATUS[problem.code], headers, msgspec.json.encode(content))
 
 
 def _type(request: Request) -> str:

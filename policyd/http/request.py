@@ -1,4 +1,4 @@
-"""A request that has come, as the check reads it: headers by name, and a body within a bound."""
+"""A request to --http: its headers by name, and its body within a bound."""
 
 import asyncio
 import hmac
@@ -20,14 +20,14 @@ class Request:
     """One request: `scope` and `receive` are ASGI's."""
 
     def __init__(self, scope: dict[str, Any], receive: Receive, patience: float) -> None:
-        """A body has `patience` seconds to come."""
+        """The body has `patience` seconds to arrive."""
         self._patience = patience
         self.method: str = scope["method"]
         self.path: str = scope["raw_path"].decode("latin-1")
         self.query = scope["query_string"].decode("latin-1")
         self.has_fragment: bool = scope["has_fragment"]
         self.is_spare: bool = scope["is_spare"]
-        """Whether there is no room for its connection."""
+        """Whether its connection is a spare one, on which only probes are answered."""
         self.scheme: str = scope["scheme"]
         self.headers = by_name(
             (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
@@ -40,12 +40,12 @@ class Request:
         return self.headers.get(name, [])
 
     def one(self, name: str) -> str:
-        """The value of a header that stands there once, or an empty string."""
+        """The value of a header that was sent once, or else an empty string."""
         values = self.all(name)
         return values[0] if len(values) == 1 else ""
 
     def shows(self, token: str, *, bearer: bool) -> bool:
-        """Whether it shows `token` in X-Policyd-Token or, where that will do, as a bearer token."""
+        """Whether it shows `token` in X-Policyd-Token or, with `bearer`, as a bearer token."""
         given = self.all("x-policyd-token")
         if bearer and not given:
             scheme, _, word = self.one("authorization").partition(" ")
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def source_ip(self) -> str:
-        """The client's address as the asking proxy has it: the last of X-Forwarded-For."""
+        """The client's address as the proxy that asks gives it: the last in X-Forwarded-For."""
         last = ",".join(self.all("x-forwarded-for")).rpartition(",")[2].strip()
         try:
             return str(ipaddress.ip_address(last))
@@ -73,7 +73,7 @@ class Request:
         except BodiesFull:
             if self._incoming.received <= limit:
                 raise
-            return None  # It is too large at any time, so its client should not try again.
+            return None  # It is always too large, so its client should not try again.
         return body if len(body) <= limit else None
 
     async def drain(self, limit: int) -> None:

@@ -35,8 +35,8 @@ def is_id(text: str) -> bool:
 
 
 def digest(key: str) -> bytes:
-    """The 32 bytes by which `key` is stored and looked up. Any string has a digest, and that of a
-    malformed key is no key's: so malformed and unknown keys take the same path and time."""
+    """The 32 bytes by which `key` is stored and looked up. Any string has a digest, and no key has
+    that of a malformed one: so malformed and unknown keys take the same path and time."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,4 +1,4 @@
-"""What administrators do, as the audit trail keeps it. No secret is in it."""
+"""What administrators do, as the audit trail keeps it. It holds no secret."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,7 @@ from policyd.engine.settings import ApiKey, ServerDefaults, Setting, Settings
 from policyd.engine.states import Mode, Override
 
 Fields = dict[str, Any]
-"""Names of fields, and their values as JSON has them."""
+"""Names of fields, and their values as in JSON."""
 
 
 class Action(StrEnum):
@@ -41,7 +41,7 @@ class AuditRecord:
     action: str
     """An Action, or one of a newer version."""
     key_id: str
-    """Of the API key that it is about. "": it is about none."""
+    """The ID of the API key that it is about. "": it is about none."""
     key_name: str
     """The name that the key had then."""
     before: Fields

@@ -1,4 +1,4 @@
-"""Which keys changed, as small as they are in memory later: a change may be one of all keys."""
+"""Which keys changed, in as little memory as their table takes: all keys may change at once."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator

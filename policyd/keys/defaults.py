@@ -1,6 +1,6 @@
 """The server's defaults in force: what administrators applied, above the server's own settings.
 
-All that decides or tells of decisions takes them from here: workers, the console, the commands.
+All that decide or explain decisions take them from here: workers, the console, the commands.
 """
 
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def in_force(
     own_headers: Callable[[str], frozenset[str]],
     caller: str,
 ) -> ServerDefaults:
-    """All that holds for a caller of this kind, for one that decides by itself and has no settings
-    of its own."""
+    """All defaults for a caller of this kind that decides by itself and has no settings of its
+    own."""
     headers = trusted_headers(applied, own_headers, caller)
     revision = applied.revision if applied else 0
     return ServerDefaults(above(applied, own), tuple(sorted(headers)), (caller,), revision)
@@ -51,8 +51,8 @@ def _none(_: str) -> frozenset[str]:
 
 
 class Defaults:
-    """Those of a worker, which follows `keys`. `own` are its own settings, and `own_headers` says
-    which headers these trust from a kind of caller."""
+    """The defaults in a worker that follows `keys`. `own` are those of the server's own settings,
+    and `own_headers` says which headers these trust from a kind of caller."""
 
     def __init__(
         self,

@@ -4,15 +4,15 @@ A table goes through these states, and only ever forward:
 
     unknown    nothing is known yet, and no request can be decided
     restored   a snapshot's settings are in force, as old as they are (restore())
-    followed   its source has told all settings, and from then on what changes (apply())
+    followed   its source has given all settings, and from then on gives what changes (apply())
 
 Its source is the store (stored_key_table.py), or for a gateway that decides by itself, policyd.
 Changes are applied between two decisions, never within one, as both run on the event loop; so each
 decision is made from one revision. They are prepared in a copy first, with pauses in which the loop
-runs, as they may be those of all keys (settings_by_digest.py).
+runs, as all keys may change at once (settings_by_digest.py).
 
-A secret that is in force for a while only has its end beside it, and is looked at with each lookup:
-no source has to answer for it to end.
+A secret that is in force for a while only has its end beside it, which each lookup compares with
+the clock: it ends even while the source does not answer.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from policyd.keys.settings_by_digest import SettingsByDigest
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that goes on while the machine is suspended, where the system has one: settings from
 before a night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor
-pauses a machine, none of its clocks goes on. The next look at the source brings news.)"""
+pauses a machine, none of its clocks runs. The next look at the source brings what has changed.)"""
 PIECE = 500
-"""Keys that are taken in one turn of the event loop: about a millisecond."""
+"""Keys that one turn of the event loop takes in: about a millisecond."""
 _One = TypeVar("_One")
 
 
 def seconds() -> float:
-    """Now, by the clock that the age of settings goes by."""
+    """Now, in seconds of the clock by which the age of settings is measured."""
     return time.clock_gettime(_CLOCK)
 
 
@@ -57,17 +57,17 @@ class KeyTable:
         self._fresh_at = seconds()
         self._known = asyncio.Event()
         self.is_known = False
-        """Whether there are settings to decide by. That there is no key is one of them, too."""
+        """Whether there are settings to decide by, even if these are that there is no key."""
         self.is_followed = False
         """Whether the settings are the source's, and not a snapshot's."""
         self.defaults: ServerDefaults | None = None
-        """The server's defaults, as administrators applied them. None: they did not."""
+        """The server's defaults, as administrators applied them. None: none were applied."""
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
         self.on_apply: Callable[[KeyChanges], None] = _ignore
-        """Is told of changes in the turn of the loop in which they come into force; revision and
-        epoch are then still those before."""
+        """Called with changes in the turn of the loop in which they come into force; revision and
+        epoch are then still the previous ones."""
 
     async def until_known(self) -> None:
         """Wait until there are settings to decide by."""
@@ -89,11 +89,12 @@ class KeyTable:
         return found
 
     def __len__(self) -> int:
-        """How many secrets of keys are known, also of those that have ended by themselves."""
+        """How many secrets of keys are known, including those whose time has ended."""
         return len(self._settings)
 
     def copy(self) -> SettingsByDigest:
-        """The settings by digest, also of those that have ended. It costs next to nothing."""
+        """The settings by digest, including those of secrets that have ended. Copying costs next
+        to nothing."""
         return self._settings.copy()
 
     def restore(
@@ -112,18 +113,18 @@ class KeyTable:
         self._become_known()
 
     def staleness(self) -> float:
-        """Seconds since the source last told how the settings are."""
+        """Seconds since the source last gave or confirmed the settings."""
         return seconds() - self._fresh_at
 
     async def apply(self, changes: KeyChanges, as_of: float) -> None:
         """Put these changes into force, as the source had them at `as_of`, by seconds().
 
-        Other tasks run meanwhile, and decide by the settings before.
+        Other tasks run meanwhile, and decide by the previous settings.
         """
         async with self._applying:
             is_changed = changes.everything or changes.changed
             settings = await self._changed(changes) if is_changed else self._settings
-            # From here to the next await no task sees a part of it.
+            # No other task runs until the next await, so none sees only a part of this.
             before, self._settings = self._settings, settings
             self.on_apply(changes)
             await self._note(changes, as_of)
@@ -162,11 +163,12 @@ class KeyTable:
         self._fresh_at = max(self._fresh_at, as_of)
 
     def hint(self) -> None:
-        """Look at the source soon, as something may have changed. Here the source tells by
-        itself."""
+        """Look at the source soon, as something may have changed. Here there is nothing to do: the
+        source sends changes by itself."""
 
     async def reach(self, revision: int, timeout: float) -> None:
-        """Look for `revision`, and wait for it. Raises RevisionNotReached after `timeout` s."""
+        """Look for `revision`, and wait up to `timeout` seconds for it. Raises
+        RevisionNotReached."""
         self.hint()
         await self.wait_for(revision, timeout)
 

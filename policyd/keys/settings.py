@@ -1,6 +1,6 @@
 """Changes of a key's settings, checked against what each policy takes.
 
-A key may have a setting of a policy that this version does not know, as a newer version has written
+A key may have a setting of a policy that this version does not know, because a newer version wrote
 it. Such a setting stays as it is until an administrator removes it.
 """
 
@@ -16,12 +16,12 @@ from policyd.keys.audit import Action
 from policyd.policies import TABLE
 
 Change = Settings | Callable[[Settings], Settings]
-"""A key's new settings, or what makes them of those that it has."""
+"""A key's new settings, or a function that makes them from those that it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredKey:
-    """A key that should be there, by its name. What it leaves out is not set."""
+    """A key that should be there, known by its name. What is left out is not set."""
 
     name: str
     policies: Settings = ()
@@ -40,7 +40,7 @@ class AppliedChange:
     after: ApiKey | None = None
     """A key that would be created has no ID yet."""
     secret: str = ""
-    """Of a key that was created, unless its digest was declared."""
+    """The secret of a key that was created. Empty: none was, or its digest was declared."""
     defaults_before: ServerDefaults | None = None
     defaults_after: ServerDefaults | None = None
 
@@ -51,7 +51,7 @@ class Applied:
 
     changes: tuple[AppliedChange, ...]
     revision: int
-    """In which all of it is in force."""
+    """The revision in which all of it is in force."""
 
 
 def changed(current: Settings, change: Change) -> Settings:
@@ -59,7 +59,7 @@ def changed(current: Settings, change: Change) -> Settings:
     wanted = change(current) if callable(change) else change
     if len(dict(wanted)) < len(wanted):
         raise InvalidArgument("a policy is set twice: set each once")
-    # What is there already may stay, or be removed, though this version may not know it.
+    # What the key has already may stay, or be removed, even if this version does not know it.
     known = dict(current)
     wanted = tuple(one for one in wanted if one[1] != Setting() or one[0] not in known)
     kept = [one for one in wanted if one in current]

@@ -1,17 +1,17 @@
 """The settings of many keys by the digest of their secrets, small in memory, and in parts.
 
-A worker decides between two turns of its event loop, so nothing that goes through all keys may be
-one step of it: not a copy, not a change of many keys, not the end of a table that another has
-replaced, not a look of the garbage collector.
+A worker decides on its event loop, so no single step of the loop may go through all keys: not a
+copy, not a change of many keys, not the freeing of a table that was replaced, not a run of the
+garbage collector.
 
-- An entry is bytes: the number of the settings, which equal keys share, when the secret ends if it
-  does, and the key's ID. The garbage collector goes through no bytes, so a collection takes as long
-  with a million keys as with none; and a key takes 180 bytes.
-- Entries stand in PARTS parts by the first byte of the digest, which spreads them evenly. Each part
-  is a dict of its own, and what goes through all keys can pause between two of them.
-- A copy shares its parts with the original, until one of both changes a part: then it copies that
-  one first. So a copy costs next to nothing, and many changes can be made in a copy, over many
-  turns, that then takes the original's place in one.
+- An entry is bytes: the number of the settings, which keys with equal ones share; when the secret
+  ends, if it does; and the key's ID. The garbage collector does not look into bytes, so a
+  collection takes as long with a million keys as with none; and a key takes 180 bytes.
+- Entries are divided into PARTS parts by the first byte of the digest, which spreads them evenly.
+  Each part is a dict of its own, and what goes through all keys can pause between two of them.
+- A copy shares its parts with the original, until one of the two changes a part, which it copies
+  first. So a copy costs next to nothing, and many changes can be made in a copy, over many turns,
+  that then takes the original's place in one turn.
 """
 
 import struct
@@ -26,22 +26,22 @@ _END = struct.Struct("<d")
 _ENDS = 1 << 31
 """Set in the number of an entry that has an end."""
 _READ = 4096
-"""Entries that are kept as KeySettings, as they were looked up last."""
+"""How many of the entries that were looked up last are kept as KeySettings."""
 _SPARE = 4096
-"""Settings that are kept though no key has them any more, at least: see is_wasteful."""
+"""Settings that may be kept, at least, though no key has them any more: see is_wasteful."""
 
 Kind = tuple[Settings, tuple[str, ...]]
 """What keys share: their policies' settings, and the places that they accept."""
 
 
 class _Kinds:
-    """The different settings of a table and its copies. A number stands for the same for ever."""
+    """The different settings of a table and its copies. A number always means the same ones."""
 
     def __init__(self) -> None:
         self._kinds: list[Kind] = []
         self._numbers: dict[Kind, int] = {}
         self.in_use = 0
-        """How many there were when all of them were some key's."""
+        """How many there were when each of them was last known to be some key's."""
         self.read = lru_cache(_READ)(self.settings)
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class _Kinds:
     def number(self, kind: Kind) -> int:
         found = self._numbers.get(kind)
         if found is None:
-            KeySettings("", *kind)  # It raises what it raises for a key: here, once for all.
+            KeySettings("", *kind)  # Checks the settings, once for all keys that share them.
             found = len(self._kinds)
             self._kinds.append(kind)
             self._numbers[kind] = found
@@ -61,7 +61,7 @@ class _Kinds:
         return self._kinds[number & ~_ENDS]
 
     def renumbered(self, entry: bytes, others: "_Kinds") -> bytes:
-        """The entry here that means what `entry` means by the numbers of `others`."""
+        """`entry`, which has a number of `others`, with the number that means the same here."""
         ends = _NUMBER.unpack_from(entry)[0] & _ENDS
         return _NUMBER.pack(self.number(others.kind(entry)) | ends) + entry[_NUMBER.size :]
 
@@ -75,13 +75,13 @@ class _Kinds:
 
 
 class SettingsByDigest(MutableMapping[bytes, KeySettings]):
-    """The settings by the 32 bytes of the digest, in no order. Threads may share one that none of
-    them changes."""
+    """The settings by the 32 bytes of the digest, in no order. Threads may share a table that none
+    of them changes."""
 
     def __init__(self, settings: Mapping[bytes, KeySettings] | None = None) -> None:
         self._parts: list[dict[bytes, bytes]] = [{} for _ in range(PARTS)]
         self._own = bytearray(b"\1" * PARTS)
-        """Which parts no copy has."""
+        """1 for each part that this table shares with no other."""
         self._kinds = _Kinds()
         if settings:
             self.update(settings)
@@ -112,7 +112,7 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
         return sum(map(len, self._parts))
 
     def pairs(self) -> Iterator[tuple[bytes, KeySettings]]:
-        """The same as items(), for a caller that goes through all keys: none of them is kept."""
+        """The same as items(), for a caller that goes through all keys: none of them is cached."""
         for part in self._parts:
             for digest, entry in part.items():
                 yield digest, self._kinds.settings(entry)
@@ -122,7 +122,7 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
         return self._kinds.number((policies, accept))
 
     def put(self, digest: bytes, key_id: str, number: int, until: float | None) -> None:
-        """Put in a key that has the settings of this number."""
+        """Put in a key that has the settings of this number, and whose secret ends at `until`."""
         if until is None:
             entry = _NUMBER.pack(number) + key_id.encode()
         else:
@@ -130,7 +130,7 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
         self._changing(digest[0])[digest] = entry
 
     def copy(self) -> "SettingsByDigest":
-        """The same settings. What changes here does not change there, nor the other way."""
+        """The same settings. Later changes of either table do not change the other."""
         made = SettingsByDigest.__new__(SettingsByDigest)
         made._parts = self._parts.copy()
         self._own = bytearray(PARTS)
@@ -141,8 +141,8 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
     def take_over(
         self, changed: "SettingsByDigest", gone: Mapping[int, Iterable[bytes]]
     ) -> Iterator[None]:
-        """Take these keys, and drop the digests in `gone`, by their parts. A part at a time, for
-        a caller that pauses between two."""
+        """Take the keys in `changed`, and drop the digests in `gone`, which are by part. This does
+        one part at a time, for a caller that pauses between two."""
         for number, changes in enumerate(changed._parts):
             dropped = gone.get(number, ())
             if not changes and not dropped:
@@ -155,8 +155,8 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
             yield
 
     def let_go(self, kept: "SettingsByDigest") -> Iterator[None]:
-        """Give all memory back that `kept` does not share, for a caller that pauses: a part at a
-        time. This table is of no use after that."""
+        """Free all memory that `kept` does not share, one part at a time, for a caller that pauses
+        between two. This table is of no use after that."""
         for number, part in enumerate(kept._parts):
             if self._parts[number] is not part:
                 self._parts[number] = part
@@ -164,12 +164,12 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
 
     @property
     def is_wasteful(self) -> bool:
-        """Whether most of the different settings may be of no key any more: settings that change
-        all the time would fill the memory. Then make the table anew."""
+        """Whether most of the different settings may belong to no key any more. Then make a new
+        table: settings that change all the time would fill the memory."""
         return len(self._kinds) > 2 * self._kinds.in_use + _SPARE
 
     def settle(self) -> None:
-        """Note that each of the different settings is some key's, as the table was made anew."""
+        """Note that each of the different settings is some key's, as the table is new."""
         self._kinds.in_use = len(self._kinds)
 
     def _changing(self, number: int) -> dict[bytes, bytes]:

@@ -3,10 +3,11 @@
 A worker that starts while the database is away decides by it. It holds only what deciding needs:
 digests and settings, and no key, name or token.
 
-While the settings stay, only the head of the file is renewed, in place: it says when the database
-was last followed. When settings change, the file is written anew under another name and renamed, so
-a reader finds the old one or the new one, whole. One worker writes at a time, and none replaces a
-file of newer settings. See snapshot_format.py for the bytes, and snapshot_keeper.py for when.
+While the settings stay the same, only the head of the file is renewed, in place: it says when the
+database was last followed. When settings change, a worker writes a new file under another name and
+renames it, so a reader finds the old one or the new one, whole. One worker writes at a time, and
+none replaces a file of newer settings. See snapshot_format.py for the bytes, and snapshot_keeper.py
+for when the file is written.
 """
 
 import fcntl
@@ -35,7 +36,7 @@ from policyd.keys.snapshot_format import (
 )
 
 RENEW = 30.0
-"""Seconds after which the head of an unchanged file says anew that the database is followed."""
+"""Seconds after which the head of an unchanged file is renewed, as the database is followed."""
 _MODE = 0o600
 
 
@@ -44,9 +45,9 @@ class Snapshot(NamedTuple):
 
     head: Head
     settings: SettingsByDigest
-    """Also of those that have ended."""
+    """Including those of secrets that have ended."""
     defaults: ServerDefaults | None
-    """The server's defaults, as administrators applied them. None: they did not."""
+    """The server's defaults, as administrators applied them. None: none were applied."""
 
 
 class SnapshotFile:
@@ -87,7 +88,7 @@ class SnapshotFile:
         return (
             found is None
             or not found.is_of(head)
-            # So a clock that was once wrong, ahead of this one, does not keep the file as it is.
+            # In either direction: a clock that was once ahead must not keep the file as it is.
             or abs(head.followed_at - found.followed_at) > RENEW
         )
 
@@ -118,7 +119,7 @@ class SnapshotFile:
         draft = self._path.with_name(f"{self._path.name}.tmp")
         checksum = hashlib.sha256()
         size = 0
-        # A draft that a killed process has left is begun anew.
+        # A process that was killed may have left its draft.
         draft.unlink(missing_ok=True)
         try:
             with open(draft, "xb", opener=_private) as file:

@@ -4,14 +4,14 @@
     settings  pieces, each with its length in 4 bytes, then MessagePack. The first one has the
               server's defaults, if any were applied; the others up to 500 keys: the different
               settings, and each key's digest and ID with the number of its settings, and when the
-              digest ends. In the format before, the first piece and the ends are missing
+              digest ends. The previous format lacks the first piece and the ends
 
 The head says of which database and revision the settings are, in which form they are written, and
 when the database was last followed; it holds the length and the SHA-256 of all pieces together.
 A disk writes the head in one go, so it can be renewed in place while the settings stay.
 
-The checksums tell a file that is torn, cut or damaged from a whole one. They are no signature: the
-file is its owner's alone, and a program that may write to it may decide.
+The checksums tell a file that is torn, cut or damaged from a whole one. They are no signature: only
+the file's owner may write to it, and whatever program can write to it decides.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from policyd.errors import SnapshotUnusable
 from policyd.keys.settings_by_digest import SettingsByDigest
 
 HEAD_SIZE = 512
-"""Bytes of the head. A disk writes so many at once, or none of them."""
+"""Bytes of the head. A disk writes that many at once, or none of them."""
 PIECE = 500
 """Keys of one piece. Between two pieces other threads have a turn."""
 _PAUSE = 0.0001
@@ -44,7 +44,7 @@ _FORMAT = 3
 _FIELDS = [(field.name, field.type) for field in fields(KeySettings)]
 _FIELDS += Setting.__annotations__.items()
 _FIELDS += [(field.name, field.type) for field in fields(ServerDefaults)]
-# The modules in which types stand are no part of the form.
+# The modules that define the types are no part of the form.
 _MODULES = ("policyd.engine.settings.", "policyd.engine.states.")
 _KINDS = [
     (name, reduce(lambda text, one: text.replace(one, ""), _MODULES, str(kind)))
@@ -53,12 +53,12 @@ _KINDS = [
 _FORM = hashlib.sha256(repr(_KINDS).encode()).hexdigest()[:16]
 """Which fields the settings of a key have. A version with other fields could read them wrong."""
 _OLD = (2, "7cc5acb6cb733617")
-"""The format and the form before, which are read, too: their digests have no end."""
+"""The previous format and form, which are read, too: their digests have no end."""
 _LENGTH = struct.Struct(">I")
 _TRIES = 3
-"""How often a head is read that another process may be renewing."""
+"""How often reading a head is tried, as another process may be renewing it."""
 _Shared = tuple[Settings, tuple[str, ...]]
-"""What keys share: their policies' settings, and the identifiers that they accept."""
+"""What keys share: their policies' settings, and the places that they accept."""
 _Key = tuple[bytes, str, int, float | None]
 _Piece = tuple[list[_Shared], list[_Key]]
 _OldPiece = tuple[list[_Shared], list[tuple[bytes, str, int]]]
@@ -93,8 +93,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         return (self.format, self.form) in ((_FORMAT, _FORM), _OLD)
 
     def is_newer_than(self, other: "Head") -> bool:
-        """Whether the same database was followed later than `other` says. A time in the future, of
-        a clock that was once wrong, counts as no newer."""
+        """Whether the same database was followed later than `other` says. A time in the future, by
+        a clock that was wrong, does not count as newer."""
         is_same = (self.identity, self.place) == (other.identity, other.place)
         return is_same and other.followed_at < self.followed_at <= time.time() + FUTURE
 
@@ -108,6 +108,7 @@ _decode_head = msgspec.json.Decoder(Head).decode
 
 
 def pieces(settings: SettingsByDigest, defaults: ServerDefaults | None) -> Iterator[bytes]:
+    """The bytes that follow the head."""
     yield _sized(_encode(defaults))
     rows = settings.pairs()
     while some := list(islice(rows, PIECE)):
@@ -136,6 +137,7 @@ def _piece(rows: Iterable[tuple[bytes, KeySettings]]) -> _Piece:
 
 
 def sealed(head: Head) -> bytes:
+    """The HEAD_SIZE bytes of a head, with its checksum."""
     content = msgspec.json.encode(head)
     sealed = content + b"\n" + hashlib.sha256(content).hexdigest().encode() + b"\n"
     if len(sealed) > HEAD_SIZE:
@@ -144,6 +146,7 @@ def sealed(head: Head) -> bytes:
 
 
 def read_head(descriptor: int) -> Head:
+    """The head of an open file. Raises SnapshotUnusable."""
     for _ in range(_TRIES):
         content, _, rest = os.pread(descriptor, HEAD_SIZE, 0).partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() == rest.strip():
@@ -156,6 +159,7 @@ def read_head(descriptor: int) -> Head:
 
 
 def read_settings(descriptor: int, head: Head) -> tuple[SettingsByDigest, ServerDefaults | None]:
+    """What follows the head in an open file. Raises SnapshotUnusable."""
     with open(descriptor, "rb", closefd=False) as file:
         _check_whole(file, head)
         file.seek(HEAD_SIZE)

@@ -1,4 +1,4 @@
-"""Keeps the snapshot as the settings are. Each worker of a server does so; see snapshot.py."""
+"""Keeps the snapshot up to date. Each worker of a server does so; see snapshot.py."""
 
 import asyncio
 import hashlib
@@ -14,13 +14,13 @@ from policyd.keys.snapshot_format import Head
 _log = logging.getLogger(__name__)
 
 _TURN = 0.5
-"""Seconds between two looks at whether the file is as the settings are."""
+"""Seconds between two looks at whether the settings have changed."""
 _SHARE = 10
 """A pause lasts at least this many times as long as the writing before it took."""
 
 
 class SnapshotKeeper:
-    """Keeps `file` as the settings in `keys` are.
+    """Keeps `file` up to date with the settings in `keys`.
 
     `identity` returns the identity of the database that they are from, and `place` is a digest of
     its address. Belongs to one event loop; what blocks runs in threads.
@@ -40,7 +40,7 @@ class SnapshotKeeper:
         self._has_failed = False
 
     async def keep(self) -> None:
-        """Keep the file, until cancelled."""
+        """Keep the file up to date, until cancelled."""
         while True:
             took = await self._turn() if self._is_due() else 0.0
             await asyncio.sleep(max(_TURN, _SHARE * took))
@@ -73,11 +73,11 @@ class SnapshotKeeper:
     async def _bring_up_to_date(self) -> None:
         head = self._head()
         if await self._threads.run(self._file.is_behind, head):
-            # All of one moment: nothing changes them until the next await.
+            # These belong together: nothing changes any of them until the next await.
             head = self._head()
             settings, defaults = self._keys.copy(), self._keys.defaults
             await self._threads.run(self._file.keep, head, settings, defaults)
-            # It may be the last to have what has changed meanwhile.
+            # This copy may be the last to hold what has been replaced meanwhile.
             await in_turns(settings.let_go(self._keys.copy()))
         self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 

@@ -1,8 +1,8 @@
 """A table of settings that follows the store.
 
-The first refresh reads all keys, later ones only keys with a newer revision. All keys are read anew
-where the store no longer has the revision that was read last, with the epoch that it had then: the
-database was restored from a backup, or has lost changes.
+The first refresh reads all keys, later ones only keys with a newer revision. All keys are read
+again where the store no longer has the revision that was read last, with its epoch: the database
+was restored from a backup, or has lost changes.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ class StoredKeyTable(KeyTable):
         self._thread = StoreThreads("settings", timeout)
         self._wanted = asyncio.Event()
         self._read_to = (0, "")
-        """Up to which revision, with its epoch, the store was read and all of it is in force.
-        Revision 0: all keys have yet to be read."""
+        """The revision, and its epoch, up to which the store was read and is in force. Revision 0:
+        all keys have yet to be read."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
         self.is_answered = False
         """Whether the last look at the database succeeded."""
 
     def silence(self) -> float:
-        """Seconds since the store was asked last, or has told a part of what it was asked for.
-        Infinity where it was not asked yet."""
+        """Seconds since the last look at the store began, or last had an answer of the database's.
+        Infinity where there was none yet."""
         return self._thread.silence()
 
     async def refresh(self) -> None:

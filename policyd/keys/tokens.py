@@ -33,7 +33,7 @@ def load(path: Path, flag: str) -> str:
     except OSError as error:
         raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{flag} {path} cannot be read: it is no text") from None
+        raise SettingsError(f"{flag} {path} cannot be read: it is not text") from None
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise SettingsError(f"{flag} {path} is open to others: chmod 600 {path}")
     if len(token) < 16 or not token.isascii() or not token.isprintable():

@@ -1,8 +1,8 @@
-"""The policies: one file each, and everything else that differs between them is made of it.
+"""The policies: one file each, from which everything else that differs between them is derived.
 
-A file declares one POLICY (engine/policy.py says of what). Every module of this package is one, and
-they are found, not listed: a new file is a new policy, and no other line changes. Their `order` is
-that of docs/contract.md, section 7. docs/policies.md says how to write one.
+A file declares one POLICY (engine/policy.py says what that holds). Every module of this package is
+a policy, and is found, not listed: a new file is a new policy, and no other line changes. Their
+`order` is that of docs/contract.md, section 7. docs/policies.md says how to write one.
 """
 
 from importlib import import_module

@@ -33,7 +33,7 @@ POLICY = Policy(
     title="Enforce User IDs",
     hint="Requests must name the end user that they are made for.",
     kind=Switch(),
-    # A caller that gives one place only is understood: the others then hold no end user.
+    # A caller may give one place only: the others then hold no end user.
     needs=(),
     subject="user field",
     decide=_decide,

@@ -10,8 +10,9 @@ from policyd.engine.policy import Attributes, Need, Policy
 from policyd.engine.states import UserState
 
 MAX_LENGTH = 1000
-"""The largest bound. Of a longer user only the beginning is known."""
+"""The largest bound, in characters. Only the beginning of a longer user is known."""
 _MAX_PATTERN = 500
+"""Characters of a pattern."""
 _MAX_MEMORY = 2**20
 """Bytes that a compiled pattern may take."""
 _NUMBER = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
@@ -22,7 +23,7 @@ _TEMPLATE = re.compile(r"\{\{[^{}]*+\}\}")
 
 
 class _Rules(NamedTuple):
-    """The parts of a setting, each of which a user must keep."""
+    """The rules of a setting, each of which a user must keep."""
 
     least: int | None = None
     most: int | None = None
@@ -63,7 +64,7 @@ class UserFormat(WithoutHeader):
 
 
 def _split(text: str) -> dict[str, str]:
-    """The rules by their names; the value of one that has none is empty."""
+    """The values of the rules by name; empty for a rule that has none."""
     rest, found = text.strip(), dict[str, str]()
     while rest:
         if rest.startswith("pattern="):
@@ -104,10 +105,10 @@ def _length(found: dict[str, str], name: str) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
-    # Only where a pattern is set, as the client needs none.
+    # Imported only where a pattern is set: policyd.client does without the package.
     import re2
 
-    # It stands in logs and explanations, so it breaks no line there.
+    # The pattern appears in logs and explanations, so it must not break a line.
     if not pattern or len(pattern) > _MAX_PATTERN or not pattern.isprintable():
         raise ValueError(f"pattern has 1 to {_MAX_PATTERN} printable characters")
     options = re2.Options()
@@ -137,7 +138,7 @@ _SINGULAR = {"have": "has", "hold": "holds", "are": "is", "do": "does"}
 
 
 def _broken(user: str, rules: _Rules) -> str:
-    """The first rule that a user breaks, as what such users do. Empty: none."""
+    """The first rule that a user breaks, in words that follow "users that". Empty: none."""
     if rules.least and len(user) < rules.least:
         return f"have fewer than {rules.least} characters"
     if (rules.most and len(user) > rules.most) or len(user) > MAX_LENGTH:

@@ -8,15 +8,15 @@
 A worker, in the order of its start:
 
     preparation   what it needs on its own disk, and the background worker's process
-    following     how it comes by the settings of API keys: from the database, or the snapshot
-    opening       the database: brought to its form, and known to be the spool's
+    following     how it gets the settings of API keys: from the database, or the snapshot
+    opening       the database: brought to its form, and known to be the one that the spool is for
     log           its decision log
     presence      its signs of life in the store, which also measure its clock (worker_clock)
     admin_token   the token of AdminService
     http_check    what answers at --http
     readiness     whether requests should be sent to it, and what its operator should know
-    health        what it says of its health
+    health        the health that it reports
 
 The background worker: decision_log/shipper.py carries entries from the spool to the store, and
-retirement deletes old ones there.
+retirement.py deletes old ones there.
 """

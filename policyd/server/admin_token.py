@@ -14,9 +14,9 @@ _PAUSE = 1.0
 
 
 def guard_of(path: Path) -> tuple[TokenInterceptor, bool]:
-    """The guard of AdminService, and whether it lets in the token in `path` already.
+    """The guard of AdminService, and whether it accepts the token in `path` already.
 
-    Where the disk is full it lets no administrator in until accept_later(). Raises SettingsError.
+    Where the disk is full, it lets no administrator in before accept_later(). Raises SettingsError.
     """
     guard = TokenInterceptor(
         secrets.token_hex(32), f"it stands in {path.name}, which policyd serve names"

@@ -35,12 +35,12 @@ _LONGEST_PAUSE = 5.0
 _RETIRE = 60.0
 """Seconds between two looks for decisions that are old enough to delete."""
 _FINISH = 0.4
-"""The share of the grace period in which the last entries are shipped, and ..."""
+"""The share of the grace period that shipping the last entries may take, and ..."""
 _LEAST_FINISH = 2.0
-"""... the seconds that they have at least."""
+"""... the seconds that it may take at least."""
 _COLLECT = 50_000
-"""Objects after which the garbage collector looks for circles: a chunk of the log makes thousands
-of objects that are in none."""
+"""Objects after which the garbage collector looks for reference cycles: a chunk of the log makes
+thousands of objects that are in none."""
 _NICE = 5
 """How far its priority is lowered: deciding comes first."""
 
@@ -53,8 +53,8 @@ async def _work() -> None:
         settings = parent.settings
         store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)
-        # It is never closed: a thread that hangs in the database may come back to it, and would
-        # find other files under its descriptors.
+        # The reader is never closed: a thread that hangs in the database may come back to it, and
+        # would find other files under its descriptors.
         spool = SpoolReader(settings.spool)
         also = []
         if settings.metrics is not None:
@@ -95,7 +95,7 @@ class _BackgroundWorker:
         self._retirement = Retirement(store, spool)
         self._settings = settings
         self._away = False
-        # Without a bound: each call that they make to the store has a deadline of its own.
+        # Without a time limit: each call that they make to the store has a deadline of its own.
         self._shipping = StoreThreads("shipping the log", None)
         self._retiring = StoreThreads("retiring the log", None)
 
@@ -108,7 +108,7 @@ class _BackgroundWorker:
             await asyncio.sleep(pause)
 
     async def retire(self) -> None:
-        """Retire what is old, and give back the space, until cancelled."""
+        """Retire old decisions, and give back the space, until cancelled."""
         keep = timedelta(days=self._settings.log_retention)
         retired, told = 0, ""
         while True:
@@ -157,7 +157,7 @@ class _BackgroundWorker:
     async def finish(self) -> None:
         """Ship what is left, if the store takes it in time. Otherwise the next start ships it.
 
-        A call to the store that runs already is finished first.
+        A call to the store that is under way finishes first.
         """
         try:
             async with asyncio.timeout(max(self._settings.grace * _FINISH, _LEAST_FINISH)):

@@ -19,7 +19,7 @@ from policyd.telemetry.metrics import this_process
 _LOOK = 1.0
 """Seconds between two looks at the spool."""
 _TIME = 10.0
-"""Seconds that the disk has for one."""
+"""Seconds that a look may take."""
 
 
 class BackgroundMetrics:
@@ -35,7 +35,7 @@ class BackgroundMetrics:
         self._threads = StoreThreads("metrics", _TIME)
 
     def shipped(self, entries: Sequence[object]) -> None:
-        """Count entries that the database has been given."""
+        """Count entries that were shipped to the database."""
         self._shipped.shipped(entries)
         times = [moment(one.id).timestamp() for one in entries if isinstance(one, Record)]
         if times:
@@ -46,7 +46,7 @@ class BackgroundMetrics:
         await asyncio.gather(self._metrics.keep(lambda: None), self._keep_looking())
 
     def end(self) -> None:
-        """Hand over the last counts; the gauges end."""
+        """Hand over the last counts, and end the gauges."""
         self._metrics.end()
 
     async def _keep_looking(self) -> None:

@@ -1,4 +1,4 @@
-"""What `policyd serve` needs of the world around it, looked at without starting anything."""
+"""What `policyd serve` needs of its surroundings, checked without starting anything."""
 
 import os
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def _admin_token(path: Path) -> str:
 
 
 def surroundings(settings: ServerSettings, *, is_running: bool) -> Iterator[Check]:
-    """Ports, folders and the database. `is_running`: the ports are policyd's own already."""
+    """Ports, folders and the database. `is_running`: policyd itself holds the ports already."""
     if not is_running:
         yield from free(settings.listeners, "policyd")
     yield Check(f"--spool {settings.spool}", lambda: _spool(settings.spool))
@@ -73,14 +73,14 @@ def _can_make(path: Path, flag: str) -> None:
     there = next(one for one in path.absolute().parents if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"{flag} {path} is not there and cannot be made in {there}: make it, or give {flag} "
-            "another place"
+            f"{flag} {path} does not exist and cannot be made in {there}: make it, or give {flag} "
+            "another path"
         )
 
 
 def database(settings: ServerSettings) -> str:
-    """What became of a look at the database. Raises SettingsError and StoreUnavailable."""
-    # The supervisor looks at files by this module, and loads no SQL.
+    """Whether the database can be used, in words. Raises SettingsError and StoreUnavailable."""
+    # Imported late: the supervisor uses this module for its files, and loads no SQL.
     from policyd.store import Store
 
     file = sqlite_file(settings.database_url)
@@ -110,6 +110,6 @@ def _check_spool_of(folder: Path, identity: str) -> None:
     known = spool.known_database(folder) if folder.is_dir() else None
     if known not in (None, identity) and spool.left(folder):
         raise SettingsError(
-            f"--spool {folder} holds entries of another database, which that one has not got yet: "
+            f"--spool {folder} holds entries of another database, which does not have them yet: "
             "run policyd with that database, or give --spool another folder"
         )

@@ -22,8 +22,8 @@ _OLD = 60.0
 
 
 def checks(settings: ServerSettings, key: str) -> Iterator[Check]:
-    """What to look at, in the order in which one thing needs the other. `key` is an API key that
-    should be in force; "": none is given."""
+    """What to look at, each thing after those that it needs. `key` is an API key that should be in
+    force; "": none is given."""
     yield from machine.listening(settings.listeners, "policyd serve")
     yield machine.ports(settings.listeners)
     yield machine.open_files(1 if settings.http is None else 2)
@@ -64,7 +64,7 @@ def _database(settings: ServerSettings) -> str:
 
 @contextmanager
 def _store(settings: ServerSettings) -> Iterator[Store]:
-    """The store, for a check of something else: the database has one of its own. Raises
+    """The store, for a check of something else: the database itself has a check of its own. Raises
     StoreUnavailable."""
     store = Store(settings.database_url, settings.database_timeout)
     try:
@@ -80,7 +80,7 @@ def _clock(settings: ServerSettings) -> str:
         asked = datetime.now(UTC)
         moment = store.time()
         answered = datetime.now(UTC)
-    # The least that fits, as the database read its clock at some moment between the two.
+    # The smallest that is possible, as the database read its clock at some moment between the two.
     offset = (min(max(moment, asked), answered) - moment).total_seconds()
     told = f"{offset:+.3f} s from the database's"
     if abs(offset) > settings.max_clock_skew:

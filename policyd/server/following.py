@@ -1,5 +1,5 @@
-"""How a worker comes by the settings of API keys, and follows them: from the database, or at first
-from the snapshot, where the database does not answer soon."""
+"""How a worker gets the settings of API keys, and follows them: from the database, or at first from
+the snapshot, where the database does not answer soon."""
 
 import asyncio
 import logging
@@ -22,17 +22,19 @@ from policyd.settings import ServerSettings
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 1.0
-"""Seconds that the database has to answer before the snapshot is used."""
+"""Seconds that the database has to answer before the worker uses the snapshot."""
 _POLL_EMBEDDED = 0.2
 _POLL = 1.0
-"""Seconds between two looks for changed keys. SQLite gives no hints, and a look costs little."""
+"""Seconds between two looks for changed keys, in SQLite and in PostgreSQL. SQLite gives no hints,
+and a look costs little there."""
 _REMIND = 30.0
 """Seconds between two log lines that nothing can be decided."""
 
 
 class Following:
-    """Fills `keys` from `store`. With `ends`, a database that this version cannot use ends the
-    start; a worker that is restarted goes on by the snapshot instead. Belongs to one event loop.
+    """Fills `keys` from `store`. With `ends`, starting fails with a database that this version
+    cannot use; a worker that is restarted goes on by the snapshot instead. Belongs to one event
+    loop.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Following:
         self._is_embedded = file is not None
         self._place = place_of(os.path.realpath(file) if file else settings.database_url)
         self._file = SnapshotFile(settings.snapshot_file)
-        # Without a bound: each call that opening makes has a deadline of its own.
+        # Without a time limit: each call that opening makes has a deadline of its own.
         self._opening = StoreThreads("the start", None)
         self._reading: asyncio.Task[None] | None = None
         self._problem = ""
@@ -58,7 +60,7 @@ class Following:
 
     @property
     def unready(self) -> str:
-        """Why no requests should come, in words that hold no secret; "": they may come."""
+        """Why requests should not be sent here, in words that hold no secret; "": they may be."""
         if not self._keys.is_known:
             return "no settings are known yet: the database is away"
         if self._settings.unready_when_stale:
@@ -70,20 +72,20 @@ class Following:
         """Why the settings are stale, in words that hold no secret; "": they are not."""
         if self.is_fresh:
             return ""
-        # Anyone may probe, without a token: what the database itself says is for the log alone.
+        # Anyone may probe, without a token: what the database itself says goes to the log alone.
         is_wrong = self._keys.is_wrong_database
         cause = "the database is not the one it was" if is_wrong else "the database is away"
         return f"the settings are stale: {cause}"
 
     async def begin(self) -> None:
-        """Read the settings from the database, or where it does not answer soon, from the snapshot.
-        If there is no snapshot to use either, no settings are known yet.
+        """Read the settings from the database, or from the snapshot where it does not answer soon.
+        If there is no usable snapshot either, no settings are known yet.
 
         Raises SettingsError or StoreUnusable.
         """
         self._reading = asyncio.create_task(self._open_and_read())
         await asyncio.wait({self._reading}, timeout=_PATIENCE)
-        # A database that answers is waited for, however many keys it tells.
+        # While the database answers, wait for it, however many keys it sends.
         while not self._reading.done() and (silence := self._keys.silence()) < _PATIENCE:
             await asyncio.wait({self._reading}, timeout=_PATIENCE - silence)
         self._problem = f"it has not answered for {_PATIENCE:.0f} s"

@@ -43,7 +43,7 @@ class Health:
         await self.tell()
 
     async def tell(self) -> None:
-        """Report the state of now on every listener."""
+        """Report the present state on every listener."""
         for listener in self._listeners:
             is_ready = not self._readiness.unready and not self._is_draining
             await listener.tell(
@@ -53,10 +53,10 @@ class Health:
     async def watch(self) -> None:
         """Report every change, until cancelled."""
         told = self._now()
-        # It may have changed while the listeners came up.
+        # The state may have changed while the listeners started.
         await self.tell()
         while True:
-            # The first settings are news at once.
+            # The first settings are reported at once.
             first = self._keys.until_known() if not self._keys.is_known else asyncio.sleep(60)
             with suppress(TimeoutError):
                 await asyncio.wait_for(first, min(_LOOK, self._max_staleness / 4))

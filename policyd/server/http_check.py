@@ -1,6 +1,6 @@
 """The HTTP check of one worker: its listener, and what the check needs of the rest of the worker.
 
-Only a policyd with --http loads it, and all that an HTTP server is made of.
+Only a policyd with --http loads it, and the modules of an HTTP server.
 """
 
 import socket
@@ -29,7 +29,7 @@ _ENDING = "policyd is being stopped"
 
 
 class HttpServer:
-    """Answers at --http until it is stopped. Making it raises SettingsError."""
+    """Answers at --http until it is stopped. The constructor raises SettingsError."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class HttpServer:
         note: Callable[[Exception], None],
         defaults: Defaults,
     ) -> None:
-        """`note` is told of each error that a caller gets in place of a decision."""
+        """`note` gets each error that a caller gets in place of a decision."""
         self._following = following
         self._readiness = readiness
         path = settings.caller_token_file
@@ -68,7 +68,7 @@ class HttpServer:
         self._listener = Listener(self._app, tls=tls, grace=settings.grace, limits=limits)
 
     async def start(self, address: Address, shared: socket.socket | None) -> Address:
-        """Listen at `address`, by the `shared` socket where several workers have one. Returns the
+        """Listen at `address`, on the `shared` socket where several workers have one. Returns the
         address with its port. Raises CannotListen."""
         listening = shared
         if listening is None:
@@ -84,15 +84,15 @@ class HttpServer:
         return self._listener.connections
 
     def wind_down(self) -> None:
-        """Have clients leave as they ask the next time."""
+        """Have each client leave with its next request."""
         self._listener.wind_down()
 
     def drain(self) -> None:
-        """Say from now on that it is not ready."""
+        """Report from now on that this worker is not ready."""
         self._app.end(_ENDING)
 
     def hurry(self) -> None:
-        """Wait for nothing that is under way."""
+        """Stop waiting for requests under way."""
         self._listener.hurry()
 
     async def stop(self) -> None:

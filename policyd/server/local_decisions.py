@@ -1,4 +1,4 @@
-"""What a worker has for gateways that decide by themselves: LocalDecisionService, and its token."""
+"""What a worker offers gateways that decide by themselves: LocalDecisionService, and its token."""
 
 from pathlib import Path
 
@@ -69,8 +69,8 @@ class LocalDecisions:
         note: Note,
         note_shipped: NoteShipped | None,
     ) -> grpc.GenericRpcHandler:
-        """What a gRPC server calls. `note` is told of each error, and `note_shipped` of the entries
-        that the database is given."""
+        """The service's handler, for a gRPC server. `note` gets each error, and `note_shipped` the
+        entries that were shipped to the database."""
         feed = KeyFeed(keys, self._identity, self._defaults)
         watching = KeyWatching(feed, self._followers, clock.time, note)
         settings = self._settings
@@ -81,7 +81,7 @@ class LocalDecisions:
         return local.handler(watching, appending)
 
     def _defaults(self, applied: ServerDefaults | None) -> ServerDefaults:
-        """What holds here where a key sets nothing, for the requests of gateways."""
+        """What holds for the requests of gateways where a key sets nothing."""
         own = TABLE.with_original(self._settings.default_mode)
         return in_force(applied, own, self._settings.end_users_from, "grpc")
 

@@ -1,5 +1,6 @@
-"""Opening the database of a server: before settings are read, the database is brought to this
-version's form, and must be the one that the spool is for. Until it answers, opening is repeated."""
+"""Opening the database of a server: before a worker reads settings, the database must have this
+version's form, and be the one that the spool is for. The worker opens it again and again until it
+answers."""
 
 from policyd.decision_log import spool
 from policyd.engine.settings import KeyChanges
@@ -12,7 +13,7 @@ _IDENTIFIED = "0002"
 
 
 class OpenedStore:
-    """A `store` that open() has to open, as often as it takes. Threads may share it."""
+    """A `store` that open() has to open, in as many tries as that takes. Threads may share it."""
 
     def __init__(self, store: Store, settings: ServerSettings) -> None:
         self._store = store
@@ -32,14 +33,14 @@ class OpenedStore:
             self._store.check_form()
         identity = self._store.identity()
         self._mark(identity)
-        # From here on, settings are read from no other database, and the log is shipped to none.
+        # From now on, settings come from no other database, and the log goes to no other one.
         self._store.expect(identity)
         self.identity = identity
 
     def _claim(self) -> None:
         """Make sure that the database is the spool's before anything in it is changed.
 
-        Raises SettingsError where it is not, and then uses it for nothing from then on.
+        Raises SettingsError where it is not; the store then refuses to use it.
         """
         revision = self._store.form().revision
         if revision is None or revision < _IDENTIFIED:
@@ -51,7 +52,7 @@ class OpenedStore:
             raise
 
     def changes_since(self, revision: int, epoch: str) -> KeyChanges:
-        """See Keys.changes_since(). Raises StoreUnavailable, also where it is not open yet."""
+        """See Keys.changes_since(). Raises StoreUnavailable, also before the database is open."""
         if not self.identity:
             raise StoreUnavailable("the database has not answered yet")
         if not self._is_marked:
@@ -59,7 +60,7 @@ class OpenedStore:
         return self._store.keys.changes_since(revision, epoch)
 
     def _mark(self, identity: str) -> None:
-        """Mark the spool as this database's. On a full disk it is marked later."""
+        """Mark the spool as this database's. On a full disk, changes_since() marks it later."""
         try:
             spool.prepare(self._spool, identity)
             self._is_marked = True

@@ -66,7 +66,8 @@ def background_worker(settings: ServerSettings) -> Child:
 
 
 async def keep_background_worker(worker: Child, settings: ServerSettings, is_started: bool) -> None:
-    """Keep the worker running, until cancelled; start it first, once there is room, if need be."""
+    """Keep the worker running, until cancelled. Unless `is_started`, start it first, once the disk
+    has room."""
     if not is_started:
         await start_with_room(worker.start, settings)
     await worker.keep_running()
@@ -92,6 +93,6 @@ def make_the_rest(settings: ServerSettings, *, is_first: bool = True) -> None:
     tokens.load_or_create(settings.admin_token_file)
     file = sqlite_file(settings.database_url)
     if file is not None and is_first:
-        # Where there is no room even for this, the database counts as away, and the log says so.
+        # Without room even for an empty file, the database counts as away, and the log says so.
         with suppress(OSError):
             make_file(Path(os.path.realpath(file)))

@@ -1,6 +1,6 @@
-"""A worker's signs of life in the store: they show to administrators which workers run and from
-which revision each decides, and the store's answers measure the worker's clock. With its own, the
-worker gives those of the gateways that follow it to decide by themselves."""
+"""A worker's signs of life in the store: they show administrators which workers run and at which
+revision each decides, and the store's answers measure the worker's clock. Beside its own, the
+worker gives the signs of life of its followers."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 _BEAT = 2.0
 """Seconds between two signs of life. A new revision is reported at once."""
 _TOGETHER = 0.2
-"""Seconds in which news of several followers come together, before they are reported."""
+"""Seconds to wait for more news of followers before they are reported together."""
 _LEAVE = 1.0
-"""Seconds to tell the store that this worker ends. Otherwise it shows a little later."""
+"""Seconds to tell the store that this worker ends. Otherwise the store notices a little later."""
 _CLOCK = "policyd.clock"
 """The name under which gRPC's health service reports the worker's clock. A wrong clock takes no
 worker out of service, so the other names do not depend on it."""
@@ -55,7 +55,7 @@ class Presence:
         self._threads = StoreThreads("signs of life", timeout)
         self.failing_since: float | None = None
         """When the database first failed to take a sign of life, in seconds since 1970; None: it
-        takes them. It is read-only, a standby, full or locked, if it answers otherwise."""
+        takes them. If it still answers reads, it is read-only, a standby, full or locked."""
         self._has_told = False
 
     async def keep_telling(self, listeners: Sequence[GrpcListener]) -> None:
@@ -69,7 +69,7 @@ class Presence:
 
     async def _until_news(self, told: int) -> None:
         """Wait for a revision after `told`, for news of followers, or for the next beat."""
-        followers = asyncio.ensure_future(self._followers.told.wait())
+        followers = asyncio.ensure_future(self._followers.news.wait())
         revision = asyncio.ensure_future(self._keys.wait_for(told + 1, _BEAT))
         try:
             await asyncio.wait({followers, revision}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +84,7 @@ class Presence:
     async def tell(self) -> int:
         """Tell the store that this worker runs, and at which revision. Returns that revision."""
         told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
-        self._followers.told.clear()
+        self._followers.news.clear()
         if self._keys.is_followed:
             present, left = self._gateways(), self._followers.left()
             try:
@@ -114,8 +114,8 @@ class Presence:
     def _failed(self, error: Exception) -> None:
         if self.failing_since is None:
             self.failing_since = time.time()
-        # Where it is away, following the settings fails in the same way, and logs it: a little
-        # later than this, maybe, so that only the second failure in a row tells.
+        # While the database is away, following the settings fails, too, and logs that, but maybe a
+        # little later than this: so only the second failure in a row is logged.
         elif self._keys.is_answered and not self._has_told:
             _log.error("the database takes no changes: %s", error)
             self._has_told = True

@@ -27,7 +27,7 @@ class Readiness:
 
     @property
     def unready(self) -> str:
-        """Why no requests should come; "": they may come."""
+        """Why requests should not be sent here; "": they may be."""
         return self._following.unready or self._unlogged()
 
     @property
@@ -48,7 +48,7 @@ class Readiness:
 
     def _unlogged(self) -> str:
         """Why requests get no decision though there are settings: the decision log takes none, and
-        --log-full or --log-error wants that then. "": they get one."""
+        --log-full or --log-error says to deny then. "": they get one."""
         if self.log is None or not self.log.denies:
             return ""
         return f"{self._log_problem()}: requests get no decision"

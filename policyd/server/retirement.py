@@ -1,4 +1,4 @@
-"""Retirement: old decisions are deleted from the store, by the one process that ships its spool."""
+"""Retirement: the one process that ships a spool deletes old decisions from the store."""
 
 import time
 from datetime import timedelta
@@ -19,8 +19,8 @@ class Retirement:
         self._kept_at = float("-inf")
 
     def retire(self, keep: timedelta, max_rows: int) -> int:
-        """Delete some decisions that the log need not keep any longer. Returns how many; 0: that
-        was all. Raises StoreUnavailable.
+        """Delete some decisions that are older than `keep`, or more than `max_rows`. Returns how
+        many; 0: none are left. Raises StoreUnavailable.
         """
         if not self._spool.lock():
             return 0
@@ -37,7 +37,7 @@ class Retirement:
         return self._store.log.standstill().reason
 
     def give_back(self) -> int:
-        """Give back some of the space that retire() has freed. Returns how many pages; 0: that was
-        all. Raises StoreUnavailable.
+        """Give back some of the space that retire() has freed. Returns how many pages; 0: none are
+        left. Raises StoreUnavailable.
         """
         return self._store.log.give_back() if self._spool.lock() else 0

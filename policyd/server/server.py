@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _HANDSHAKE = 5.0
-"""Seconds that a gRPC client has, at most, to begin. At the limit of connections gRPC ends none for
-a new one, so those that say nothing must end soon."""
+"""Seconds that a gRPC client has, at most, to begin. At the limit of connections, gRPC ends none to
+make room for a new one, so those that send nothing must end soon."""
 _ADMINISTRATORS = 32
 """Connections to AdminService, at most."""
 _SOON = 1.0
-"""Seconds that a start waits for the database's time, at most."""
+"""Seconds, at most, that a start waits for the database's time."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _LOCAL = local_pb2.DESCRIPTOR.services_by_name["LocalDecisionService"].full_name
@@ -73,7 +73,7 @@ class Server:
 
     It starts even while the database is away. If there is no snapshot of the settings either, it
     answers that it cannot decide yet. Starting raises SettingsError, CannotListen or StoreUnusable.
-    Of shared workers only the one that `is_first` raises StoreUnusable: others wait until the
+    Of `shared` workers, only those that are `is_first` raise StoreUnusable: others wait until the
     database is usable again.
     """
 
@@ -149,7 +149,7 @@ class Server:
         has_room = self._shared or await preparing(self._settings)
         await self._following_settings.begin()
         if self._keys.is_followed:
-            # So that the first decision has the right time, if the database answers soon.
+            # So the first decision has the right time, if the database answers soon.
             await asyncio.wait({asyncio.create_task(self._presence.tell())}, timeout=_SOON)
         self._log = open_log(self._settings, self._id, self._clock.time)
         self._readiness.log = self._log
@@ -174,7 +174,7 @@ class Server:
             *self._telemetry.work(self._log),
         )
         if not self._shared:
-            # Last, as no decision waits for it.
+            # Last, as no decision needs it.
             await self._start_background_worker(has_room)
 
     async def _start_background_worker(self, has_room: bool) -> None:
@@ -197,7 +197,7 @@ class Server:
         local = self._local()
         if local is not None:
             guards.append(local.guard(note))
-        # Only once, as it logs where there is no room for so many connections.
+        # Only once, as it logs a warning where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
         services = (_POLICY, _AUTHORIZATION, ACCESS_LOG, *([_LOCAL] if local else []))
@@ -289,7 +289,7 @@ class Server:
             self._keys.hint()
 
     async def wind_down(self, end: End) -> None:
-        """Go on answering for as long as `end` takes. Returns when it is to be stopped.
+        """Go on answering for as long as `end` asks for. Returns when the worker is to be stopped.
 
         A worker that is drained reports that it is not ready. One that is replaced does not, as
         another has taken its place.
@@ -314,7 +314,7 @@ class Server:
                 await self._hurrying.wait()
 
     def hurry(self) -> None:
-        """Stop waiting, both before it stops and for requests under way."""
+        """Stop waiting, both in wind_down() and for requests under way."""
         self._hurrying.set()
         for listener in self._listeners:
             listener.hurry()

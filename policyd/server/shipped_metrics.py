@@ -1,5 +1,5 @@
-"""What is counted of entries that the database is given: from policyd's own spool by the background
-worker, and from the spools of gateways that decide by themselves by the workers.
+"""Counts of entries that were shipped to the database: by the background worker from policyd's own
+spool, and by the workers from the spools of gateways that decide by themselves.
 
 Only a policyd with --metrics loads it, and prometheus-client.
 """
@@ -27,7 +27,7 @@ class ShippedMetrics:
         self._shipped = metrics.count(catalogue.SHIPPED)
 
     def shipped(self, entries: Sequence[object]) -> None:
-        """Count entries that the database has been given."""
+        """Count entries that were shipped to the database."""
         with self._lock:
             self._shipped.pending += len(entries)
             for one in entries:

@@ -1,7 +1,7 @@
 """A policyd with all its processes: the workers on one port, and the background worker.
 
-The kernel spreads gRPC's connections over the workers (SO_REUSEPORT). Connections to --http they
-take from one socket, which the supervisor holds, so that none is lost with a worker that ends.
+The kernel spreads gRPC's connections over the workers (SO_REUSEPORT). They take connections to
+--http from one socket, which the supervisor holds, so that none is lost with a worker that ends.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from policyd.server.supervisor_metrics import SupervisorMetrics
 
 Ready = Callable[[ServerSettings], Awaitable[None]]
-"""Called once every worker decides, with the settings and the ports that were taken."""
+"""Called once every worker decides, with the settings, which have the ports that were taken."""
 ReadAgain = Callable[[], ServerSettings]
 """Reads the settings once more. Raises SettingsError."""
 
@@ -102,12 +102,12 @@ class _Supervisor:
         )
 
     async def start(self, ready: Ready, *, has_room: bool) -> None:
-        """Start all processes, and restart those that end, from then on."""
+        """Start all processes, and from then on restart those that end."""
         if self._metrics is not None:
             await self._metrics.start(self._workers, self.settings)
         await self._workers.start()
         self._workers.watch()
-        # After the workers, as no decision waits for it.
+        # After the workers, as no decision needs it.
         if has_room:
             await self._background.start()
             self._background.watch()
@@ -145,7 +145,7 @@ class _Supervisor:
         if self._metrics is not None:
             self._metrics.renew(self.settings)
         if (late := self._starting_late) is not None and not late.done():
-            # It still waits for room on the disk. A new one waits in its place.
+            # The background worker still waits for room on the disk. A new one waits instead.
             late.cancel()
             await asyncio.gather(late, return_exceptions=True)
             await self._background.stop(End.NOW)  # It may have been about to start.

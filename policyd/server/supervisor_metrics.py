@@ -25,7 +25,7 @@ class SupervisorMetrics(CrewMetrics):
         await self.serve(workers, tls)
 
     def renew(self, settings: ServerSettings) -> None:
-        """Go by `settings` from now on, and by the files that they name. Raises SettingsError."""
+        """Use `settings`, and the files that they name, from now on. Raises SettingsError."""
         self._settings = settings
         self.show(settings.tls_cert, settings.tls_key)
 

@@ -1,4 +1,4 @@
-"""What operators watch a worker by, as its settings ask: metrics, the access log, and traces."""
+"""What operators watch a worker by, as its settings say: metrics, the access log, and traces."""
 
 import asyncio
 from collections.abc import Coroutine, Sized
@@ -40,11 +40,11 @@ class Telemetry:
 
     @property
     def note(self) -> Note:
-        """What is told of each error that a caller gets in place of a decision."""
+        """Counts each error that a caller gets in place of a decision."""
         return self._metrics.decisions.failed if self._metrics else unnoted
 
     def count_shipped(self) -> "NoteShipped | None":
-        """What counts the entries of gateways that the database is given, from now on."""
+        """What counts the entries of gateways that are shipped to the database, from now on."""
         return self._metrics.count_shipped() if self._metrics else None
 
     def traces(self) -> DecisionTraces | None:
@@ -55,17 +55,17 @@ class Telemetry:
         return DecisionTraces(self._tracer) if self._tracer else None
 
     def look_at(self, http: "HttpServer") -> None:
-        """Have the metrics tell of the HTTP check, too."""
+        """Include the HTTP check in the metrics."""
         if self._metrics is not None:
             self._metrics.http = http
 
     def count(self, followers: Sized) -> None:
-        """Have the metrics tell how many gateways follow the settings."""
+        """Include in the metrics how many gateways follow the settings."""
         if self._metrics is not None:
             self._metrics.followers = followers
 
     def work(self, log: DecisionLog) -> list[Coroutine[Any, Any, None]]:
-        """What is to run until the worker stops. The metrics tell of `log`, too."""
+        """What is to run until the worker stops. Includes `log` in the metrics."""
         if self._metrics is None:
             return []
         self._metrics.log = log

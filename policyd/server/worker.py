@@ -13,7 +13,7 @@ from policyd.telemetry.log import start_logging
 async def _work() -> None:
     async with Parent(load_settings) as parent:
         if parent.position is not None:
-            # It may be of a later version than the supervisor, which has prepared for its own.
+            # This worker may be of a later version than the supervisor, which has prepared its own.
             await preparing(parent.settings, is_first=False)
         server = Server(
             parent.settings,

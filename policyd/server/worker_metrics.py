@@ -1,4 +1,4 @@
-"""The metrics of one worker: its counts, and the gauges that tell of its state.
+"""The metrics of one worker: its counts, and the gauges of its state.
 
 Only a policyd with --metrics loads it, and prometheus-client.
 """

@@ -30,7 +30,7 @@ _AT_ONCE = 4
 _WAITING = 60
 """Calls for keys, or for the log, that may wait; further ones get RESOURCE_EXHAUSTED."""
 _LONGER = 3
-"""A call for the log may take so many times the database's time-out."""
+"""A call for the log may take this many times the database's time-out."""
 
 
 class AdminServicer(AdminServiceServicer):
@@ -83,7 +83,7 @@ class AdminServicer(AdminServiceServicer):
     async def GetApiKey(self, request: pb.GetApiKeyRequest, context: Any) -> pb.GetApiKeyResponse:
         """See admin.proto."""
         if request.id and request.name:
-            raise InvalidArgument("id and name name a key each: give one of them")
+            raise InvalidArgument("id and name each name a key: give one of them")
         if request.name:
             key = await self._keys.run(self._store.keys.find, request.name)
         else:
@@ -131,7 +131,7 @@ class AdminServicer(AdminServiceServicer):
             dry_run=request.dry_run,
             by=_actor(context),
         )
-        # As long as a call for the log, as it may change many keys.
+        # It may take as long as a call for the log, as it may change many keys.
         return key_messages.applied_message(await self._log.run(apply))
 
     async def GetDefaults(
@@ -238,7 +238,7 @@ def _before_id(page_token: str) -> int:
 
 
 def _actor(context: Any) -> str:
-    """The administrator, as the audit trail names those who come by this API: by the address."""
+    """The actor of a call to this API, as the audit trail names it: by the caller's address."""
     kind, _, peer = unquote(context.peer()).partition(":")
     host = peer.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
     return f"admin api {host}"

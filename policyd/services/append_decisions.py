@@ -1,8 +1,8 @@
 """LocalDecisionService.AppendDecisions: gateways that decide by themselves hand over their log.
 
 The store is the destination of a gateway's spool as it is of policyd's own: entries and the
-position behind them are one transaction. So a request that comes again, as no response reached the
-gateway, changes nothing. What policyd adds is a look at what the entries claim: see
+position after them are one transaction. So a request that comes again, because no response reached
+the gateway, changes nothing. In addition, policyd checks what the entries claim: see
 claimed_entries.py.
 """
 
@@ -27,20 +27,20 @@ from policyd.v1 import local_pb2 as pb
 _log = logging.getLogger(__name__)
 
 MOST = 250
-"""Streams by which a worker takes entries. Each may have one message of --max-message here."""
+"""How many streams a worker takes entries from. It may hold a message of --max-message of each."""
 _BEGIN = 10.0
 """Seconds for a gateway to send the first request of a stream ..."""
 _IDLE = 40.0
 """... and each further one. A gateway makes none on a stream that is 30 s old, so that no request
 crosses this end."""
 _LIFE = 90.0
-"""Seconds after which a stream ends that its gateway keeps on using. A gateway's own deadline is
+"""Seconds after which a stream ends though its gateway still uses it. A gateway's own deadline is
 60 s: see client/policyd_destination.py."""
 _PATIENCE = 30.0
 """Seconds for a gateway to take a response."""
 _AT_ONCE = 2
 _LONGER = 3
-"""An append may take so many times the database's time-out."""
+"""An append may take this many times the database's time-out."""
 _LOG_INTERVAL = 60.0
 
 
@@ -49,8 +49,7 @@ class Appending:
 
     `identity` returns that of its database, `clock` the worker's time in seconds since 1970.
     Entries may be `ahead` seconds ahead of it, and the log keeps decisions for `keep` seconds.
-    `note` is told of each error that ends a stream, and `note_shipped` of the entries that the
-    store is given.
+    `note` gets each error that ends a stream, and `note_shipped` the entries that were stored.
     """
 
     def __init__(
@@ -106,8 +105,8 @@ class Appending:
     async def _next(
         self, requests: AsyncIterator[bytes], patience: float, *, is_first: bool
     ) -> bytes | None:
-        """The next request. None: there is none to come, as the gateway has ended its side, or has
-        nothing to append for now, or as the stream has lasted long enough."""
+        """The next request. None: none will come, as the gateway has ended its side, or has nothing
+        to append for now, or as the stream has lasted long enough."""
         try:
             with self._streams.waiting():
                 return await next_request(requests, patience)
@@ -164,19 +163,19 @@ class _Stream:
         self.spool = request.spool
         self.host = request.host or "an unnamed host"
         self.rejected = 0
-        """Lines that were not taken, and are not logged yet."""
+        """Lines that were not taken, and that no log line has counted yet."""
 
     @property
     def reason(self) -> str:
-        """Why the last of them was not."""
+        """Why the last of the rejected lines was not taken."""
         return self._destination.reason
 
     def resume(self, _: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
         """How far the files are appended.
 
-        Positions are kept for a month from here on, and no stream lasts that long. A gateway that
-        is away for longer begins its files anew: the log knows by their IDs the entries that it
-        has, and those that it has retired come again until they are retired once more.
+        Positions are kept for a month from now on, and no stream lasts that long. A gateway that is
+        away for longer sends its files from their beginning: the log recognises the entries that it
+        has by their IDs, and those that it has retired come back until they are retired again.
         """
         self._store.positions.keep(self.spool)
         return pb.AppendDecisionsResponse(

@@ -1,10 +1,10 @@
 """Authentication of gRPC callers by bearer token.
 
 A listener that has a token serves only calls with `authorization: Bearer TOKEN`. The check comes
-before the call's message is read, so that a caller without the token can make the server hold
-nothing; and it compares in constant time, so that the time of an answer tells nothing of the token.
-Only the health service needs no token: probes have none, and health is no secret. A service of the
-listener may have a token of its own: then that opens it, and no other does.
+before the call's message is read, so that a caller without the token cannot make the server
+hold anything; and it compares in constant time, so that the time of an answer reveals nothing about
+the token. Only the health service needs no token: probes have none, and health is no secret. A
+service of the listener may have a token of its own: then no other token opens it.
 """
 
 import hmac
@@ -30,8 +30,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         only: str = "",
         but: tuple[str, ...] = (),
     ) -> None:
-        """`hint` ends the error for other callers: it tells where to find the token. `note` is told
-        of each such error. The token is that of the service `only`, or of all `but` those that have
+        """`hint` ends the error for other callers: it says where to find the token. `note` gets
+        each such error. The token opens the service `only`, or all services `but` those that have
         a token of their own."""
         self.accept(token)
         self._only = f"/{only}/" if only else "/"
@@ -51,7 +51,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         is_guarded = method.startswith(self._only) and not method.startswith(self._open)
         if not is_guarded or self._is_right(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
-        # A handler of streams is called before the message, which may be large or never come.
+        # A handler of streams is called before the message, which may be large or never arrive.
         return grpc.stream_unary_rpc_method_handler(self._reject)
 
     def _is_right(self, metadata: Any) -> bool:

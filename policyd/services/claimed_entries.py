@@ -1,8 +1,8 @@
-"""What entries of a gateway's spool claim, and whether that can be.
+"""What entries of a gateway's spool claim, and whether that is possible.
 
 A gateway with the local token is trusted with the settings of all keys and with what it decided.
-What cannot be is not taken all the same: a wrong clock, a damaged disk or a stolen token must not
-put decisions into next year, or into keys that never were.
+Impossible entries are rejected all the same: a wrong clock, a damaged disk or a stolen token must
+not log decisions in next year, or of keys that never existed.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from policyd.store.destination import Entry, NoteShipped, StoreDestination
 
 _MINUTE = 60.0
 _DAY = timedelta(days=1)
-"""How far the clock may have been ahead with which the first key was made."""
+"""How far ahead the clock may have been by which the first key was made."""
 _UNREADABLE = "they cannot be read"
 _UNKNOWN_KEY = "they are of an API key that the database never had"
 _UNTIMELY = (
@@ -45,7 +45,7 @@ class GatewayDestination(StoreDestination):
         self._first_key: datetime | None = None
         """When the database's first key was made. None: not read yet, or there is none."""
         self.reason = ""
-        """Why entries were not taken, at last."""
+        """Why entries were last rejected."""
 
     def _tell_unreadable(self, lost: int, problem: Exception) -> None:
         self.reason = _UNREADABLE
@@ -62,7 +62,7 @@ class GatewayDestination(StoreDestination):
         return taken
 
     def _earliest(self) -> float:
-        """The time, in seconds since 1970, before which no entry can be."""
+        """The earliest possible time of an entry, in seconds since 1970."""
         self._first_key = self._first_key or self._store.keys.first_created()
         would_go = self._clock() - self._keep
         if self._first_key is None:

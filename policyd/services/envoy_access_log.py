@@ -32,7 +32,7 @@ _AT_END = {
     accesslog_pb2.AccessLogType.Value("NotSet"),
     accesslog_pb2.AccessLogType.Value("DownstreamEnd"),
 }
-"""Kinds of entries that tell how a request ended. Older Envoys set none."""
+"""Kinds of entries that say how a request ended. Older Envoys set none."""
 _MAX_STATUS = 999
 _CLIENT_LEFT = (
     "downstream_connection_termination",
@@ -50,7 +50,7 @@ class AccessLogServicer:
     """Reports the outcomes in Envoy's log entries to `decider`.
 
     An entry that is no outcome of a decision, or cannot be logged, is dropped and counted: Envoy
-    could do nothing about it. A message is read for at most MAX_BATCH entries.
+    could do nothing about it. At most MAX_BATCH entries of a message are read.
     """
 
     def __init__(self, decider: Decider, metrics: "DecisionMetrics | None" = None) -> None:
@@ -60,11 +60,11 @@ class AccessLogServicer:
         self._throttle = Throttle(_LOG_INTERVAL)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server calls.
+        """The service's handler, for a gRPC server.
 
         The method has one answer, but is served as a stream of answers, so that WaitingCalls counts
         its calls: a stream that is silent gives way to others. Messages are parsed here, because
-        gRPC would log the stack of each that cannot be.
+        gRPC would log a traceback for each malformed one.
         """
         stream: Any = grpc.stream_stream_rpc_method_handler(
             self.StreamAccessLogs,
@@ -122,7 +122,7 @@ class AccessLogServicer:
 def _decision(entry: _Entry) -> tuple[str, str]:
     """The decision's ID, and `allow` or `deny`; empty where policyd did not decide."""
     metadata = entry.common_properties.metadata.filter_metadata
-    if _NAMESPACE not in metadata:  # To look it up would add it.
+    if _NAMESPACE not in metadata:  # Looking it up would add it.
         return "", ""
     fields = metadata[_NAMESPACE].fields
     given = {name: fields[name].string_value for name in fields}
@@ -135,7 +135,7 @@ def _is_at_end(entry: _Entry) -> bool:
 
 
 def outcome(entry: _Entry, decision_id: str) -> pb.Outcome:
-    """The outcome that an entry tells. Envoy counts its times from the request's arrival."""
+    """The outcome that an entry reports. Envoy counts its times from the request's arrival."""
     common, headers = entry.common_properties, entry.response.response_headers
     ending = _ending(common)
     made = pb.Outcome(decision_id=decision_id, ending=ending)

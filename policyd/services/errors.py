@@ -1,7 +1,7 @@
 """policyd's errors as gRPC statuses: one table, and one interceptor that uses it.
 
-An error is no decision: a denial is a value in a response with status OK. So each status but OK
-means that policyd did not decide, and google.rpc.ErrorInfo tells a program why.
+An error is no decision: a denial is a value in a response with status OK. So any other status means
+that policyd did not decide, and google.rpc.ErrorInfo tells a program why.
 """
 
 from __future__ import annotations  # gRPC's classes are generic for the type checker only.
@@ -48,7 +48,7 @@ TABLE = {kind: (code, errors.REASON_OF[kind]) for kind, code in _CODES.items()}
 """Each error's status code, and the reason in its ErrorInfo."""
 
 Note = Callable[[Exception], None]
-"""Is told of each error that a caller gets in place of an answer."""
+"""Called with each error that a caller gets in place of an answer."""
 
 _Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
@@ -56,7 +56,7 @@ _Continuation = Callable[
 
 
 def unnoted(_: Exception) -> None:
-    """A Note that forgets."""
+    """A Note that does nothing."""
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:

@@ -1,4 +1,4 @@
-"""Envoy's external authorization: a CheckRequest is described and decided, and answered.
+"""Envoy's external authorization: a CheckRequest is described, decided and answered.
 
 Istio and Envoy Gateway speak it too. How each is set up is in integrations/envoy.
 """
@@ -48,7 +48,7 @@ _UNREAD = {
 
 
 class AuthorizationServicer:
-    """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
+    """Answers Check by what `decider` decides. An error is no decision: Envoy then fails closed."""
 
     def __init__(
         self, decider: Decider, bodies: Bodies, trusted: Callable[[], frozenset[str]]
@@ -81,7 +81,7 @@ class AuthorizationServicer:
             return ext_authz_request.route(request.attributes.context_extensions)
         except InvalidArgument as problem:
             # It is the operator's mistake, and Envoy does not show what policyd answers. A
-            # configuration holds only so many, so each is logged once.
+            # configuration holds few of them, so each is logged once.
             if str(problem) not in self._told:
                 self._told.add(str(problem))
                 _log.error("Envoy gets no decision for a route: %s", problem)
@@ -103,7 +103,7 @@ def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse
     if is_unread and arrival in _UNREAD:
         body = denial.render(denied.http_status, (_UNREAD[arrival],), "invalid_request").body
     headers = [_header(header.name, header.value) for header in denied.headers]
-    # Envoy would put its own behind Content-Length, where the original product has it before.
+    # Envoy would put its own Date after Content-Length; the original product has it before that.
     headers.append(_header("Date", formatdate(usegmt=True)))
     # OpenAI's clients show it as the error's request_id.
     headers.append(_header("x-request-id", answer.decision_id))

@@ -35,18 +35,18 @@ EnvoyRequest = Any
 
 _LENGTH = "content-length"
 _TYPE = "content-type"
-# Envoy's map joins repeats by commas. None of these has a comma of its own in it.
+# Envoy's map joins repeats by commas. None of these headers holds a comma of its own.
 _ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, SAFETY_HEADER, _LENGTH, _TYPE})
 
 
 class Arrival(Enum):
-    """How much of the body came along with a CheckRequest."""
+    """How much of the body came with a CheckRequest."""
 
     WHOLE = 1
     CUT = 2
     """Envoy holds more than it sent."""
     MISSING = 3
-    """The request may have one, and none of it came."""
+    """The request may have a body, and none of it came."""
 
 
 class Check(NamedTuple):
@@ -56,10 +56,10 @@ class Check(NamedTuple):
     target: str
     """Path and query as they came."""
     own_headers: tuple[str, ...]
-    """The names of those that must not go upstream."""
+    """The names of the headers that must not go upstream."""
     arrival: Arrival
     is_websocket: bool
-    """Whether it asks for a connection that no policy can see into."""
+    """Whether it asks for a connection that no policy can look into."""
 
 
 async def read(
@@ -71,7 +71,7 @@ async def read(
     """Read the attributes of a CheckRequest. The body is read where `knows` finds the key in force.
     `end_user_headers` may name the end user.
 
-    Raises InvalidDescriptor where none are of HTTP.
+    Raises InvalidDescriptor where they are not of an HTTP request.
     """
     if not attributes.request.HasField("http"):
         raise InvalidDescriptor(
@@ -122,7 +122,7 @@ def _headers(http: EnvoyRequest, one_value: frozenset[str]) -> Headers:
 
 
 def _value(header: Any) -> str:
-    # What is not UTF-8 is marked as such, and is then no key, no override and no media type.
+    # Bytes that are not UTF-8 are replaced, so the value is no key, no override and no media type.
     return str(header.value) or header.raw_value.decode(errors="replace")
 
 
@@ -146,7 +146,7 @@ def _arrival(http: EnvoyRequest, given: Headers, body: bytes) -> Arrival:
     says_partial = bool(given.get(PARTIAL_BODY))
     if length == "0" or (says_partial and not _number(length)):
         return Arrival.WHOLE
-    # In HTTP/1 one of two headers announces a body; in HTTP/2 nothing need to.
+    # In HTTP/1, one of two headers announces a body; in HTTP/2, nothing need do so.
     is_announced = length != "" or "transfer-encoding" in given
     return Arrival.MISSING if is_announced or http.protocol[:6] != "HTTP/1" else Arrival.WHOLE
 

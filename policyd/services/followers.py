@@ -23,9 +23,9 @@ class Follower:
     sent: State | None
     """The settings that it has, or will have once it has read all that it was sent. None: none."""
     sent_at: float
-    """When that was so, by key_table.seconds()."""
+    """When `sent` was noted, by key_table.seconds()."""
     in_force: State | None
-    """The settings that it decides by, as it told. None: none yet."""
+    """The settings that it decides by, as it reported. None: none yet."""
 
     def has_been_sent(self, state: State) -> None:
         """Note that all up to this state was sent."""
@@ -33,20 +33,20 @@ class Follower:
 
 
 class Followers:
-    """Those of one worker. Belongs to one event loop."""
+    """The followers of one worker. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._following: list[Follower] = []
         self._left: set[str] = set()
-        self.told = asyncio.Event()
-        """Is set when one joins, leaves, or decides by other settings. Its reader clears it."""
+        self.news = asyncio.Event()
+        """Set when one joins, leaves, or decides by other settings. Its reader clears it."""
 
     def __len__(self) -> int:
         return len(self._following)
 
     @contextmanager
     def joined(self, greeting: Greeting, has: State | None) -> Iterator[Follower]:
-        """The time for which a gateway follows. Raises TooManyGateways."""
+        """Count a gateway among the followers meanwhile. Raises TooManyGateways."""
         if len(self._following) >= MOST:
             raise TooManyGateways(
                 f"{MOST} gateway processes follow this worker of policyd already: ask another, or "
@@ -57,20 +57,20 @@ class Followers:
         )
         self._following.append(follower)
         self._left.discard(follower.id)
-        self.told.set()
+        self.news.set()
         try:
             yield follower
         finally:
             self._following.remove(follower)
             if all(one.id != follower.id for one in self._following):
                 self._left.add(follower.id)
-            self.told.set()
+            self.news.set()
 
     def tell(self, follower: Follower, in_force: State | None) -> None:
-        """Note what a follower told of itself."""
+        """Note which settings a follower decides by, as it reported."""
         if follower.in_force != in_force:
             follower.in_force = in_force
-            self.told.set()
+            self.news.set()
 
     def present(self) -> list[Follower]:
         """Those with settings in force, each process once."""
@@ -82,5 +82,5 @@ class Followers:
         return set(self._left)
 
     def forget(self, left: set[str]) -> None:
-        """Forget that these have left, as it was noted elsewhere."""
+        """Forget that these have left, as the store knows it now."""
         self._left -= left

@@ -21,13 +21,13 @@ from policyd.settings import ServerSettings
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LIVENESS = "liveness"
-"""The health service that tells whether the process answers: one that does not should be
+"""The health service that says whether the process answers: one that does not should be
 restarted."""
 SETTINGS = "settings"
-"""The health service that tells whether policyd decides by fresh settings."""
+"""The health service that says whether policyd decides by fresh settings."""
 DECISIONS = "decisions"
-"""The health service that tells whether requests get a decision, also while the worker drains.
-Every other one tells readiness: whether requests should be sent here."""
+"""The health service that says whether requests get a decision, even while the worker drains.
+Every other one says whether requests should be sent here."""
 
 _STREAMS = 1000
 """Calls at once on a connection."""
@@ -37,12 +37,13 @@ wait for their message, or stream: see waiting_calls.py."""
 _MAX_HEAD = 64 * 1024
 """Bytes of a call's metadata."""
 _IDLE = 900.0
-"""Seconds that a connection without a call is kept. Its age usually ends it sooner, because that,
-unlike this, leaves no line in the client's log."""
+"""Seconds that a connection without a call is kept. This is so long that its age usually ends it
+sooner: that leaves no line in the client's log, and this does."""
 _STREAMED = 1.0
-"""Seconds that calls have, when the server stops, which stream or have brought no message yet."""
+"""Seconds that calls have when the server stops, if they stream or have brought no message yet."""
 _DEAD = 30.0
-"""Seconds without a sign of life until a connection is asked for one, and again until it ends."""
+"""Seconds without a sign of life after which a connection is asked for one; it ends as many seconds
+later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +90,8 @@ def _milliseconds(seconds: float) -> int:
 class GrpcListener:
     """A gRPC server with `services` (their full names), health and reflection.
 
-    `guards` are interceptors that come before the servicers. `note` is told of the servicers'
-    errors. `lasting` are the services whose streams last: see waiting_calls.py.
+    `guards` are interceptors that come before the servicers. `note` gets the servicers' errors.
+    `lasting` are the services whose streams last: see waiting_calls.py.
     """
 
     def __init__(
@@ -206,8 +207,8 @@ class _Health(HealthServicer):
 
 
 def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """The server's TLS credentials; None without TLS. Raises SettingsError, also where gRPC would
-    only fail each handshake."""
+    """The server's TLS credentials; None without TLS. Raises SettingsError, also for files with
+    which gRPC would start, and fail each handshake."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     check_pair(settings.tls_cert, settings.tls_key)

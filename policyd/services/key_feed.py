@@ -1,10 +1,10 @@
 """The settings in memory, made ready for followers: recent changes, and snapshots.
 
-A follower that has a state which the recent changes reach back to gets those. Any other gets a
-snapshot, which is made of the table in memory. So no follower costs the database anything, however
-many come back at once after policyd was restarted.
+A follower whose state the recent changes reach back to gets those changes. Any other gets a
+snapshot, which is made from the table in memory. So no follower costs the database anything,
+however many come back at once after policyd was restarted.
 
-Messages are made as they are first sent, between two turns of the event loop, and kept for other
+Each message is made when it is first sent, between two turns of the event loop, and kept for other
 followers: all that are sent the same thing are sent the same bytes.
 """
 
@@ -52,8 +52,7 @@ def _as_applied(defaults: ServerDefaults | None) -> ServerDefaults | None:
 
 class KeyFeed:
     """What the followers of `table` are sent. `identity` returns that of its database, `defaults`
-    what holds here where a key sets nothing, by what administrators applied. Belongs to one event
-    loop.
+    the defaults in force here, given those that administrators applied. Belongs to one event loop.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class KeyFeed:
         self._table = table
         self._identity = identity
         self._recent: dict[State, tuple[Part, int]] = {}
-        """By the state before it: each change, and what it counts for; oldest first."""
+        """Each change and its size, by the state before it; oldest first."""
         self._kept = 0
         self._newest: State | None = None
         """The state that the recent changes lead to."""
@@ -86,12 +85,12 @@ class KeyFeed:
 
     @property
     def staleness(self) -> float:
-        """Seconds since the source last told how the settings are."""
+        """Seconds since the source last gave or confirmed the settings."""
         return self._table.staleness()
 
     @property
     def news(self) -> asyncio.Event:
-        """Is set once there is something new to send."""
+        """Set once there is something new to send."""
         return self._news
 
     def wake(self) -> None:
@@ -107,9 +106,9 @@ class KeyFeed:
         *,
         may_be_snapshot: bool = True,
     ) -> Part | None:
-        """What to send to a follower that has been sent these settings, or told that it has them,
-        at `told_at`, by key_table.seconds(). It decides by those `in_force`, which are others where
-        it keeps aside what it was sent. None: nothing, for now."""
+        """What to send to a follower that was sent the settings `has`, or reported that it has
+        them, at `told_at`, by key_table.seconds(). It decides by those `in_force`, which differ
+        while it holds back what it was sent. None: nothing, for now."""
         if not self._table.is_known or has == self.state:
             return None
         if has is None:
@@ -122,9 +121,9 @@ class KeyFeed:
         return self._snapshot(put_back=revision >= self.state.revision)
 
     def end_of(self, has: State) -> bytes | None:
-        """What to send first to a follower that has these settings, if they are those in force
-        here: what holds where a key sets nothing has no revision where it comes from this policyd's
-        own settings, which may be others than those of the policyd that was followed before."""
+        """What to send first to a follower that has these settings, if they are in force here: the
+        defaults. Those that come from this policyd's own settings have no revision, and may differ
+        from those of the policyd that was followed before."""
         return self._end() if self._table.is_known and has == self.state else None
 
     def _end(self) -> bytes:
@@ -132,23 +131,23 @@ class KeyFeed:
         return local_messages.complete(self.database, self.state, defaults)
 
     def _is_newer(self, revision: int, told_at: float) -> bool:
-        """Whether the settings here are surely newer than those of this revision, which are none of
-        this table's.
+        """Whether the settings here are surely newer than those of this revision, which this table
+        does not know.
 
         A table that lags behind the database must not put older settings in the place of newer
-        ones. Once it has looked at the database after the follower told what it has, and still does
-        not know of that, then the database does not have it, or not any more.
+        ones. Once it has looked at the database after the follower reported what it has, and still
+        does not know that, the database does not have it, or no longer has it.
         """
         if key_table.seconds() - self.staleness > told_at:
             return True
-        # The database is away. What is lower is most likely of the same history, and older.
+        # The database is away. A lower revision is most likely of the same history, and older.
         return revision < self.state.revision and self.staleness > _SOON
 
     def _snapshot(self, *, put_back: bool) -> Part:
         made = self._snapshots.get(put_back)
-        # Where followers are being sent one, it and the changes after it do for others, too. It may
-        # be of a lower revision than a follower's own: it is then kept aside there until the
-        # changes have come beyond that, unless the database was put back.
+        # A snapshot that is being sent will do for other followers, too, with the changes after it.
+        # It may be of a lower revision than a follower's own: the follower then holds it back until
+        # the changes have passed that, unless the database was put back.
         if made is None or not self._reaches(made.state):
             pairs = self._table.copy().pairs()
             messages = chain(local_messages.snapshot(pairs, put_back=put_back), [self._end()])
@@ -159,7 +158,7 @@ class KeyFeed:
         return state == self.state or state in self._recent
 
     def _applied(self, changes: KeyChanges) -> None:
-        """Note changes that are about to be the table's state."""
+        """Note changes that are about to come into force in the table."""
         before, after = self.state, State(changes.revision, changes.epoch)
         if before == after and self._table.is_known:
             return

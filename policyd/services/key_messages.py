@@ -1,4 +1,4 @@
-"""AdminService's messages -> keys, settings and the server's defaults, and the other way."""
+"""AdminService's messages -> keys, settings and the server's defaults, and back."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from policyd.v1 import policy_pb2
 
 _Enum = TypeVar("_Enum", Mode, Override)
 _KEEP = timedelta(days=1)
-"""How long the secret before a rotation is kept unless the request says."""
+"""How long the secret before a rotation stays in force unless the request says."""
 
 
 _ORIGINAL = frozenset({"enforce_user_ids", "override_policy"})
@@ -31,7 +31,7 @@ _ONE = "policies."
 
 
 def checked_paths(paths: Iterable[str]) -> frozenset[str]:
-    """What a mask names. Raises InvalidArgument where some of it cannot be changed."""
+    """The fields that a mask names. Raises InvalidArgument where one of them cannot be changed."""
     named = frozenset(paths)
     if unknown := sorted(path for path in named - _PATHS if not path.startswith(_ONE)):
         known = ", ".join(sorted(_PATHS))
@@ -122,7 +122,7 @@ def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
 
 
 def keep(request: pb.RotateApiKeyRequest) -> timedelta:
-    """How long the secret before stays in force. Raises InvalidArgument."""
+    """How long the previous secret stays in force. Raises InvalidArgument."""
     if not request.HasField("keep_previous"):
         return _KEEP
     given: Duration = request.keep_previous

@@ -1,13 +1,13 @@
-"""The places of streams that last, and their deadlines.
+"""A bound on streams that last, and their deadlines.
 
-A stream that lasts has a place, and there are so many. One that waits for its gateway, for a
-request or for it to take a response, makes room for a new one where all places are taken: the one
-that has waited longest goes first. So a gateway that opens streams and says nothing, or reads
-nothing, keeps no other gateway out.
+A stream that lasts takes a slot, of which there are a fixed number. Where all slots are taken, a
+stream that waits for its gateway (for a request, or for it to take a response) makes room for a new
+one: the one that has waited longest goes first. So a gateway that opens streams and sends nothing,
+or reads nothing, keeps no other gateway out.
 
 The status of a stream whose gateway reads nothing cannot be sent before the message that it does
 not take, and gRPC has no other way to cut it. Such a stream ends with its connection. It has no
-place until then, but is counted, so that streams never take all calls of the listener.
+slot until then, but is counted, so that streams never take all calls of the listener.
 """
 
 import asyncio
@@ -20,11 +20,12 @@ from policyd.errors import GatewayTooSlow, PolicydError, TooManyGateways
 from policyd.services.errors import abort
 
 _ENDING = 4
-"""Times as many streams as there are places may wait for their status to be sent."""
+"""For each slot, how many streams may wait for their status to be sent."""
 
 
 class LastingStreams:
-    """Up to `most` streams. `what` says what gateways do by them. Belongs to one event loop."""
+    """Up to `most` streams. `what` names, in an error, what gateways do by them. Belongs to one
+    event loop."""
 
     def __init__(self, most: int, what: str) -> None:
         self._most = most
@@ -38,7 +39,7 @@ class LastingStreams:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The time in which the running task's stream has a place. Raises TooManyGateways."""
+        """Hold a slot for the running task's stream. Raises TooManyGateways."""
         if self._ending >= self._most * _ENDING:
             raise self._full()
         if self._held >= self._most and not self._make_room():
@@ -51,8 +52,8 @@ class LastingStreams:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time in which it waits for its gateway. Raises TooManyGateways where it has to make
-        room."""
+        """Mark the running task's stream as waiting for its gateway. Raises TooManyGateways where
+        it has to make room."""
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = None
@@ -67,7 +68,7 @@ class LastingStreams:
             self._waiting.pop(task, None)
 
     async def end(self, context: Any, error: PolicydError) -> None:
-        """End a stream that has no place any more with the status for `error`."""
+        """End a stream that no longer has a slot, with the status for `error`."""
         self._ending += 1
         try:
             await abort(context, error)
@@ -75,7 +76,7 @@ class LastingStreams:
             self._ending -= 1
 
     def _make_room(self) -> bool:
-        """End the stream that has waited longest. Its place is free once its task has noticed."""
+        """End the stream that has waited longest. Its slot is free once its task has noticed."""
         if not self._waiting:
             return False
         self._waiting.popitem(last=False)[0].cancel()

@@ -1,4 +1,4 @@
-"""LocalDecisionService: what gateways need that decide by themselves. See local.proto."""
+"""LocalDecisionService, for gateways that decide by themselves. See local.proto."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ LOCAL = local_pb2.DESCRIPTOR.services_by_name["LocalDecisionService"].full_name
 
 
 def handler(watching: KeyWatching, appending: Appending) -> grpc.GenericRpcHandler:
-    """What a gRPC server calls.
+    """The service's handler, for a gRPC server.
 
-    Messages are bytes here: they are parsed where an error can be named, as gRPC would log the
-    stack of each that is malformed; and what many followers are sent is made once.
+    Messages are bytes here: they are parsed where an error can be named, as gRPC would log a
+    traceback for each malformed one; and what many followers are sent is made once.
     """
     stream: Any = grpc.stream_stream_rpc_method_handler
     methods = {"WatchKeys": stream(watching.watch), "AppendDecisions": stream(appending.append)}

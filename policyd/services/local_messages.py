@@ -1,4 +1,4 @@
-"""The messages of LocalDecisionService: what gateways send is checked, what policyd sends is made.
+"""LocalDecisionService's messages: checks what gateways send, and makes what policyd sends.
 
 Settings are sent in pieces. Keys with equal settings share them in a piece, as they do in memory.
 """
@@ -17,7 +17,7 @@ from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1 import local_pb2 as pb
 
 PIECE = 500
-"""Keys of one message. Between two the event loop has a turn: making one takes 3 ms."""
+"""Keys of one message. Making one takes 3 ms; between two, the event loop has a turn."""
 _MAX_NAMES = 1000
 """Files or processes that a request names."""
 _HOST = 256
@@ -43,7 +43,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a follower's first request tells of it."""
+    """What a follower's first request says about it."""
 
     id: str
     host: str
@@ -59,7 +59,7 @@ def parsed(kind: type[_Message], data: bytes) -> _Message:
 
 
 def greeting(request: pb.WatchKeysRequest) -> Greeting:
-    """What the first request of a stream tells. Raises InvalidArgument."""
+    """What the first request of a stream says about the follower. Raises InvalidArgument."""
     _check("follower_id", request.follower_id, _FOLLOWER, "12 digits of 0-9a-f")
     _check_text("host", request.host, _HOST)
     _check_text("version", request.version, _VERSION)
@@ -144,7 +144,7 @@ def heartbeat(staleness: float, current: State, time: float, database: str) -> b
 
 
 def snapshot(pairs: Iterable[tuple[bytes, KeySettings]], *, put_back: bool) -> Iterator[bytes]:
-    """All settings, as bytes to send; the end is not among them."""
+    """All settings, as bytes to send, without complete()."""
     begin = pb.SnapshotBegin(put_back=put_back)
     yield pb.WatchKeysResponse(snapshot=begin).SerializeToString()
     rows = iter(pairs)
@@ -153,7 +153,7 @@ def snapshot(pairs: Iterable[tuple[bytes, KeySettings]], *, put_back: bool) -> I
 
 
 def changes(changed: Iterable[KeyChange]) -> Iterator[bytes]:
-    """Changes in pieces, as bytes to send; the end is not among them."""
+    """Changes in pieces, as bytes to send, without complete()."""
     rows = iter(changed)
     while some := list(islice(rows, PIECE)):
         held = [(one.digest, one.settings) for one in some if one.settings is not None]

@@ -13,7 +13,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
 class PolicyServicer(PolicyServiceServicer):
     """Answers callers by `decider`; `trusted` names the headers in which they may name the end
-    user. Their decisions are counted by `adapter`, but for those of batches."""
+    user. Their decisions are counted by `adapter`, except those of batches."""
 
     def __init__(
         self, decider: Decider, trusted: Callable[[], frozenset[str]], adapter: str = "grpc"
@@ -40,7 +40,7 @@ class PolicyServicer(PolicyServiceServicer):
             raise InvalidArgument(
                 f"a batch has at most {MAX_BATCH} items, not {len(request.items)}"
             )
-        # Each look at an item of a message costs, so each is looked at once.
+        # Each access to an item of a message is slow, so each is accessed once.
         asked = [(item.id, item.request) for item in request.items]
         ids, requests = [one for one, _ in asked], [one for _, one in asked]
         if len(set(ids)) < len(ids):

@@ -5,8 +5,8 @@ begin a call, and a stream lasts as long as the client likes; so a client that o
 could take the place of all others. Half of gRPC's bound is therefore the most that may wait at
 once, and beyond it the call that has waited longest is ended for the new one.
 
-Services whose streams last by their nature are apart from these: no other call ends such a stream,
-and it ends none. They need a token before a stream begins, and have a bound of their own.
+Services whose streams last by their nature are counted apart: no other call ends such a stream, and
+it ends none. They need a token before a stream begins, and have a bound of their own.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
             return None  # gRPC answers UNIMPLEMENTED.
         if handler not in self._wrapped:
             is_lasting = handler_call_details.method.startswith(self._lasting)
-            self._wrapped[handler] = (self._last if is_lasting else self._wrap)(handler)
+            self._wrapped[handler] = (self._wrap_lasting if is_lasting else self._wrap)(handler)
         return self._wrapped[handler]
 
     def _wrap(self, handler: _Handler) -> _Handler:
@@ -100,8 +100,8 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
 
         return answer_stream
 
-    def _last(self, handler: _Handler) -> _Handler:
-        """A stream of a service that lasts. A handler without streams is a later interceptor's."""
+    def _wrap_lasting(self, handler: _Handler) -> _Handler:
+        # A handler without streams in both directions is a later interceptor's.
         if handler.stream_stream is None:
             return self._wrap(handler)
         make: Any = grpc.stream_stream_rpc_method_handler
@@ -122,7 +122,7 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _held_apart(self) -> Iterator[None]:
-        """The time in which the running task's call lasts. Raises _MakesRoom if it has to end."""
+        """Note that the running task's call lasts. Raises _MakesRoom if it has to end."""
         task = asyncio.current_task()
         assert task is not None
         self._streams.add(task)
@@ -138,7 +138,7 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """The time in which the running task's call waits. Raises _MakesRoom if it has to end."""
+        """Note that the running task's call waits. Raises _MakesRoom if it has to end."""
         task = asyncio.current_task()
         assert task is not None
         if len(self._calls) >= self._most:

@@ -1,8 +1,8 @@
 """LocalDecisionService.WatchKeys: gateways follow the settings, by which they decide.
 
-A follower's stream is a loop: a heartbeat each second, and between two of them what there is to
-send. At most SNAPSHOTS of all followers are sent a snapshot at a time; the others wait for their
-turn, and get heartbeats meanwhile. What they have stays in force until then.
+A follower's stream is a loop: a heartbeat each second, and between two of them whatever there is to
+send. At most SNAPSHOTS followers are sent a snapshot at a time; the others wait for their turn, get
+heartbeats meanwhile, and decide by the settings that they have.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 SNAPSHOTS = 4
 """Snapshots that a worker sends at once."""
 _BEGINNING = 250
-"""Streams whose first request a worker waits for at once: the one that is waited for longest makes
+"""How many streams may wait for their first request at once: the one that has waited longest makes
 room for a new one."""
 _BEAT = 1.0
 """Seconds between two heartbeats."""
@@ -45,7 +45,7 @@ _LOG_INTERVAL = 60.0
 
 class KeyWatching:
     """Sends what `feed` has to `followers`. `clock` is the worker's, in seconds since 1970; `note`
-    is told of each error that ends a stream."""
+    gets each error that ends a stream."""
 
     def __init__(
         self,
@@ -142,7 +142,8 @@ class KeyWatching:
                 beat_at = await self._beat(context)
 
     async def _send(self, part: Part, context: Any, beat_at: float) -> float:
-        """Send all of it, and heartbeats as they are due. Returns when the next one is."""
+        """Send all of it, and heartbeats as they are due. Returns when the next one is due, by
+        key_table.seconds()."""
         self._sending += part.is_snapshot
         try:
             number = 0

@@ -1,16 +1,16 @@
 """The database: its tables and queries, and the only SQL of policyd.
 
 `Store` is all that the rest of policyd sees of it: a few methods of its own, and one part for each
-kind of thing that is kept. A request meets them in this order:
+kind of thing that it keeps:
 
     keys              API keys, one at a time; key_rows has their table
     key_list          keys, searched and sorted; key_batches: several changed in one revision
-    key_indexes       along which the list is read; index_building: on PostgreSQL, beside writers
+    key_indexes       of the list of keys; index_building: on PostgreSQL, while servers write
     declaring         keys and defaults as an operator declares them, in one revision
-    revisions         what counts them; defaults: the server's, for all keys
+    revisions         the number of the settings; defaults: the server's, for all keys
     key_changes       what workers follow: digests in force, and the defaults
     audit             what administrators did
-    epochs, hints     what makes a revision unmistakable; that settings have changed
+    epochs, hints     what tells equal revisions apart; notifications that settings have changed
     log               decisions and outcomes as the shipper appends them, and as pages read them
     outcomes          outcomes that wait for their decision
     positions         how far each file of a spool has been shipped
@@ -23,7 +23,7 @@ kind of thing that is kept. A request meets them in this order:
     latencies         counts of how long requests took
     statistics        sums of these, for the console
     history           a key's requests by kind, for simulations
-    workers           which workers run, and from which revision each decides
+    workers           which workers run, and at which revision each decides
     administrator     the console's password and sessions
 
 What deletes: retention (how much may go), expiry (deletes it), steps (in short transactions), days
@@ -126,7 +126,7 @@ class Store:
             return database_time(connection)
 
     def defaults(self) -> ServerDefaults | None:
-        """The server's defaults, as they were applied. None: they were not."""
+        """The server's defaults, as administrators applied them. None: none were applied."""
         with reading(self._engine) as connection:
             return defaults.read(connection)
 
@@ -139,12 +139,12 @@ class Store:
         dry_run: bool = False,
         by: str = "",
     ) -> Applied:
-        """Make the keys, by their names, and the server's defaults what is declared: all of it in
-        one revision, or nothing. None: the defaults stay as they are.
+        """Bring the keys, known by their names, and the server's defaults to what is declared: all
+        of it in one revision, or nothing. Without `wanted`, the defaults stay as they are.
 
         With `prune`, every key that is not declared is revoked. With `dry_run`, the changes are
-        told and none is made. A declared digest that is not the key's takes the place of its
-        secret, which ends at once.
+        only reported, and none is made. A declared digest that is not the key's takes the place of
+        its secret, which ends at once.
 
         Raises InvalidArgument or OlderServers.
         """
@@ -174,8 +174,8 @@ class Store:
         identities.expect(self._engine, identity)
 
     def check(self) -> None:
-        """Raises StoreUnavailable where the database is damaged or read-only. For the start: a file
-        that is not there yet passes."""
+        """Raises StoreUnavailable where the database is damaged or read-only. For the start: a
+        missing file passes."""
         file = sqlite_file(self._url)
         if file is None or file.exists():
             damage.check(self._engine)

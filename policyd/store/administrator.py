@@ -37,7 +37,7 @@ class Credentials:
     """What a password is checked against, and what sessions are signed with."""
 
     password_hash: str
-    """Of Argon2. Empty: no password was set yet."""
+    """By Argon2. Empty: no password was set yet."""
     epoch: int
 
 
@@ -67,8 +67,8 @@ class Administrator:
     def end_session(self, session: str, good_for: timedelta) -> None:
         """End one session. Its cookie is valid for no longer than `good_for` from now on."""
         with writing(self._engine) as connection:
-            # By the database's clock: a server whose own is ahead would forget sessions that others
-            # have ended, and those would be valid again.
+            # By the database's clock: a server whose own clock is ahead would forget sessions that
+            # others have ended, and those would be valid again.
             now = database_time(connection)
             connection.execute(sa.delete(_ended).where(_ended.c.expires_at < now))
             upsert(connection, _ended, [{"id": session, "expires_at": now + good_for}])

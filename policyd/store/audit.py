@@ -3,8 +3,8 @@
 A record of a change is written in the transaction of the change. One row counts the records and is
 locked with each, so that their numbers come in the order of their commits.
 
-They stay for ever, up to MAX_RECORDS: then the oldest go. Of failed attempts to sign in, which any
-stranger can make, only the newest MAX_FAILED stay, so that they push out no other record.
+Up to MAX_RECORDS stay for ever; beyond that, the oldest go. Of failed attempts to sign in, which
+any stranger can make, only the newest MAX_FAILED stay, so that they push out no other record.
 """
 
 import json
@@ -47,7 +47,7 @@ _count = sa.Table(
 
 
 class Entry(NamedTuple):
-    """What a record is to say of one act."""
+    """What a record is to say about one act."""
 
     action: str
     by: str
@@ -65,7 +65,7 @@ class Audit:
         self._engine = engine
 
     def add(self, action: str, by: str, after: Fields | None = None) -> None:
-        """Note an act that changes no settings: an Action, and what there is to say of it."""
+        """Note an act that changes no settings: an Action, and its details in `after`."""
         with writing(self._engine) as connection:
             add(connection, [Entry(action, by, changed=({}, after or {}))])
 
@@ -81,7 +81,7 @@ class Audit:
         limit: int = 100,
     ) -> list[AuditRecord]:
         """Up to `limit` records that match all that is given, newest first: of a key, of an action,
-        of actors in whose names `by` is, made at `since` or later and before `until`, and with a
+        of actors whose names contain `by`, made at `since` or later and before `until`, and with a
         number below `before_id`."""
         column = _records.c
         given = (

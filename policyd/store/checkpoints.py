@@ -1,8 +1,8 @@
 """Distinguishes SQLite's own writes to a database's file from those of another program.
 
 In WAL mode only checkpoints write to the file itself, and SQLite counts them in FILE-shm. If the
-file was written to while those counts stayed the same, another program has done it: an operator has
-copied a backup into it, say, and FILE-wal does not fit it any more.
+file was written to while those counts stayed the same, another program did it: an operator has
+copied a backup into it, say, and FILE-wal no longer fits it.
 
 The counts are read through SQLite's own descriptor of FILE-shm. Opening another one would not do:
 when it is closed, the process loses the locks that SQLite has on that file.
@@ -63,14 +63,14 @@ class Checkpoints:
             return True
         is_same = counts == before == after and not after.is_under_way
         if is_same:
-            # It stays unexplained at every later look.
+            # So that the write stays unexplained at every later look.
             self._written, self._counts = known, counts
         return not is_same
 
 
 def find_descriptor(inode: tuple[int, int] | None) -> int | None:
-    """A descriptor that this process has of the file. None: it has none, or the system cannot
-    tell."""
+    """A descriptor that this process has of the file. None: it has none, or the system does not
+    say."""
     with suppress(OSError):
         for name in os.listdir(_DESCRIPTORS):
             if _is_of(int(name), inode):

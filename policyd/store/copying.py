@@ -1,7 +1,7 @@
 """Copies a database into another one, of the same kind or the other: all tables, and its identity.
 
 A copy may be interrupted at any moment, and the next run goes on from there: each batch is
-committed together with how far the copy is. Until all rows are there and counted, no version of
+committed together with the copy's progress. Until all rows are there and counted, no version of
 policyd uses the new database.
 """
 
@@ -24,6 +24,7 @@ from policyd.store.workers import hosts
 _BATCH = 1000
 """Rows of one transaction."""
 _REASON = "policyd db copy has not filled it yet: run that again, which goes on where it was"
+"""Why no version uses the database meanwhile."""
 _progress = sa.Table(
     "schema_copy",
     sa.MetaData(),

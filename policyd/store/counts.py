@@ -25,7 +25,7 @@ from policyd.store.steps import Steps, delete_some
 
 HOUR = 3600
 DAY = 24 * HOUR
-"""In seconds."""
+"""Seconds."""
 _HOURS = DAY // HOUR
 _KEEP = timedelta(days=400)
 """How long the counts by hour are kept: long enough to compare a year with the one before."""
@@ -39,9 +39,9 @@ class Counts:
     denied: int = 0
     would_deny: int = 0
     attributed: int = 0
-    """In scope, with a valid end-user identifier."""
+    """Requests in scope with a valid end-user identifier."""
     unattributed: int = 0
-    """In scope, without one. Requests out of scope count in neither."""
+    """Requests in scope without one. Requests out of scope count in neither."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_nano: int = 0
@@ -58,7 +58,7 @@ class Counts:
 
     @property
     def latency_us(self) -> int | None:
-        """The mean duration of a request. None: not known."""
+        """The mean duration of a request, in microseconds. None: not known."""
         return self.duration_us // self.timed if self.timed else None
 
 
@@ -103,7 +103,7 @@ models = sa.Table(
     sa.Column("model", sa.String(256), primary_key=True),
     *_counts(),
 )
-"""Also of all keys together, as EVERY_KEY."""
+"""The counts of each key, and of all keys together, as EVERY_KEY."""
 has_placeholders = daily.c.placeholders > sa.literal_column("0")
 sa.Index(
     "ix_daily_user_counts_placeholders",
@@ -134,7 +134,7 @@ class Tally:
             self._count(record.id, record.key_id, record.end_user, record.model, numbers, outcome)
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str, model: str) -> None:
-        """Count what became of one request."""
+        """Count the outcome of one request."""
         if key_id:
             numbers = _NO_DECISION + _of_outcome(outcome)
             self._count(outcome.decision_id, key_id, end_user, model, numbers, outcome)
@@ -161,7 +161,7 @@ class Tally:
         latencies.write(connection, self._every_latency())
 
     def take_back(self, connection: sa.Connection) -> None:
-        """Take the counts out of those in the database, and the rows that then count nothing."""
+        """Take the counts out of those in the database, and delete rows that then count nothing."""
         for table, rows in self._rows():
             key = len(table.primary_key.columns)
             less = [(*row[:key], *(-count for count in row[key:])) for row in rows]
@@ -233,8 +233,8 @@ _is_placeholder = lru_cache(maxsize=4096)(is_placeholder)
 
 
 def forget(steps: Steps, oldest: datetime) -> None:
-    """Delete the counts of end users, models and latencies from before `oldest`, and those of hours
-    long ago."""
+    """Delete the counts of end users, models and latencies from before `oldest`, and the counts by
+    hour that are older than _KEEP."""
     day = int(oldest.timestamp()) // DAY
     steps.run(lambda c, limit: delete_some(c, daily, daily.c.day < day, limit))
     hour = int(oldest.timestamp()) // HOUR

@@ -1,8 +1,8 @@
 """Whether a database is fit to serve from: checked once, at the start.
 
 A damaged SQLite file answers most queries, some of them wrongly, and fails on others for ever.
-Reading a whole file with a large log takes long. So the tables with settings are read first, and
-the rest only as far as _PATIENCE allows.
+Reading a whole file with a large log takes a long time. So the tables with settings are read first,
+and the rest only as far as _PATIENCE allows.
 """
 
 import logging
@@ -23,7 +23,7 @@ _PATIENCE = 0.25
 """Seconds for the tables that hold no settings."""
 _SETTINGS = ("api_keys", "revision", "installation", "administrator")
 _STEPS = 10_000
-"""SQLite's own steps between two looks at the time."""
+"""Steps of SQLite between two looks at the time."""
 
 
 def check(engine: sa.Engine) -> None:
@@ -74,7 +74,7 @@ def _check_file(connection: sa.Connection) -> None:
             _PATIENCE,
         )
     finally:
-        driver.set_progress_handler(deadline.is_over, LOOK)  # As each connection has it.
+        driver.set_progress_handler(deadline.is_over, LOOK)  # As on every other connection.
 
 
 def _check(connection: sa.Connection, statement: str) -> None:

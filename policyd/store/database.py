@@ -27,13 +27,13 @@ from policyd.store import database_file, identity, sqlite_errors
 from policyd.store.engine import timeout_of
 
 _READ_ONLY = "25006"
-"""PostgreSQL's code for a change in a transaction that takes none."""
+"""PostgreSQL's code for a change in a read-only transaction."""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 MOST = 2**62
-"""The largest count: it fits into a BIGINT."""
+"""The largest count, which fits into a BIGINT."""
 
 metadata = sa.MetaData()
 
@@ -50,7 +50,8 @@ class Bound:
 
 
 SHIPPING = Bound(120.0)
-"""Many small statements. Each has the usual time, so a silent database is noticed as soon."""
+"""Many small statements. Each has the usual time, so a silent database is noticed as soon as
+usual."""
 LONG = Bound(300.0, 300.0)
 """Calls that may look at every row of the log: statistics, simulations, exports, retention."""
 MIGRATING = Bound(24 * 3600.0, 24 * 3600.0)
@@ -81,7 +82,7 @@ def storable(value: Any) -> Any:
 
 
 ESCAPE = "\\"
-"""Before a character that LIKE is to take as it is."""
+"""Stands before a character that LIKE is to take as it is."""
 
 
 def escaped(text: str) -> str:
@@ -211,7 +212,7 @@ def upsert(
         connection.execute(statement, rows)
 
 
-# Built once, as that takes longer than to execute them; so is what find() asks.
+# Statements are built once, as building one takes longer than executing it; so are find()'s.
 @lru_cache
 def _upsertion(
     dialect: str, table: sa.Table, add: Sequence[str], replace: Sequence[str]
@@ -253,7 +254,7 @@ def _search(
     more: tuple[sa.Column[Any], ...],
     query: Callable[..., sa.Select[Any]],
 ) -> sa.Select[Any]:
-    # One parameter for all values: SQLAlchemy would write a statement anew for each number of them.
+    # One parameter for all values: SQLAlchemy would build a new statement for each number of them.
     given = key == sa.any_(_LIST) if dialect == "postgresql" else key.in_(_JSON)
     return query(key, *more).where(given)
 

@@ -1,15 +1,15 @@
 """The file of a SQLite database, which others may delete or replace while policyd has it open.
 
 A connection stays with the file that it has opened, even when the name stands for another file:
-what is then committed is in no database that can be found. So the name is checked before a
+what is then committed goes into a database that nobody can find. So the name is checked before a
 connection is used and after each commit, and a connection to another file is thrown away.
 
 SQLite keeps changes in FILE-wal until they are in FILE. A FILE-wal that stays behind when FILE is
-replaced would be read into the new file and damage it. So it is put aside, and put back if the file
-that it belongs to comes back.
+replaced would be read into the new file and damage it. So policyd puts it aside, and back if the
+file that it belongs to comes back.
 
-A program may also write to the file itself, as `cp` does, and the name and the inode stay. That is
-found by SQLite's own counts of its writes: see checkpoints.py.
+A program may also write to the file itself, as `cp` does; then the name and the inode stay. That
+shows in SQLite's own counts of its writes: see checkpoints.py.
 """
 
 import fcntl
@@ -35,10 +35,10 @@ _log = logging.getLogger(__name__)
 
 _CONFIRM = "policyd_confirm"
 _BESIDE = ("-wal", "-shm", "-journal")
-"""The endings of SQLite's files beside a database. SQLite makes them with its mode."""
+"""The endings of SQLite's files beside a database. SQLite gives them the database's mode."""
 _ASIDE = ("-wal", "-shm")
 _PINS = 4
-"""How many files have their inode held, so that the system gives it to no other file."""
+"""Of how many files the inode is held, so that the system gives it to no other file."""
 _O_PATH: int = getattr(os, "O_PATH", 0)
 """Opens a file only to hold its inode, where the system can. Closing such a descriptor drops none
 of SQLite's locks, as closing any other descriptor of the same file would."""
@@ -80,7 +80,7 @@ class DatabaseFile:
         self, _: object, record: Any, where: list[Any], how: dict[str, Any]
     ) -> None:
         if how.get("uri"):
-            return  # The operator's URL says itself how the file is opened.
+            return  # The operator's URL says how the file is opened.
         found = self.found()
         real = os.path.realpath(self._path)
         if not os.path.lexists(real) and os.path.isdir(os.path.dirname(real)):
@@ -163,12 +163,12 @@ class DatabaseFile:
         return _Files(_inode(real), _inode(real + "-wal"), _inode(real + "-shm"))
 
     def _sort_out(self, known: _Files, found: _Files) -> None:
-        """Put aside the files that belong to the database that was here before, and put back those
-        of this one that were put aside earlier."""
+        """Put aside the files that belong to the previous database, and put back those of this one
+        that were put aside earlier."""
         real = os.path.realpath(self._path)
         with suppress(OSError), _one_at_a_time(os.path.dirname(real)):
             for ending, inode in zip(_ASIDE, known[1:], strict=True):
-                # Another process may have done it already: then the file there is the new one's.
+                # Another process may have done so already: then this file is the new database's.
                 if inode is not None and _inode(real + ending) == inode:
                     aside = _aside(real + ending, known.main)
                     os.rename(real + ending, aside)

@@ -25,8 +25,8 @@ OUTCOME_COLUMNS = tuple("outcome_" + name for name in Outcome.__struct_fields__[
 
 
 def _text(name: str, length: int, before: int = 0) -> sa.Column[str]:
-    """A text of up to `length` characters; `before`, in older forms."""
-    # SQLite bounds no text, and keeps the length that a column was made with.
+    """A text of up to `length` characters; of up to `before`, in older forms."""
+    # SQLite does not bound texts, and keeps the length that a column was made with.
     kind = sa.String(length).with_variant(sa.String(before or length), "sqlite")
     return sa.Column(name, kind, nullable=False, default="")
 
@@ -116,7 +116,7 @@ _NO_OUTCOME = (None,) * len(OUTCOME_COLUMNS)
 
 
 def _places(kind: type[msgspec.Struct], names: Sequence[str]) -> Any:
-    # Behind the tag, which a record begins with.
+    # After the tag, which a record begins with.
     return itemgetter(*(1 + kind.__struct_fields__.index(name) for name in names))
 
 
@@ -155,8 +155,8 @@ def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Any, ...]
 
 
 def _values_of(entries: Sequence[Record | Outcome]) -> Callable[[Record | Outcome], list[Any]]:
-    """What gives the tag and the fields of one of the entries, as every database takes them."""
-    # One look at all of them, as almost none has a text with a NUL.
+    """A function that gives the tag and the fields of an entry, as every database takes them."""
+    # One look at all of them, as hardly any has a text with a NUL.
     has_nul = b"\\u0000" in msgspec.json.encode(entries)
     return _storable if has_nul else msgspec.to_builtins
 
@@ -176,11 +176,12 @@ def read_record(row: Any) -> Record:
 
 
 def take_known(connection: sa.Connection, records: dict[str, Record]) -> int:
-    """Take the decisions out that the log has. Returns how many of them it has of another API key.
+    """Take out the decisions that the log has already. Returns how many of these are of another API
+    key there.
 
-    The position excludes what is handed over again, and what two replicas log of one request is of
-    one key. So an ID of another key's decision is a gateway's mistake, or worse: the log keeps
-    what it has, and the other one counts as lost.
+    The position excludes what is handed over again, and two replicas that log one request log it
+    with one key. So an ID of another key's decision is a gateway's mistake, or worse: the log keeps
+    what it has, and the new one counts as lost.
     """
     others = []
     for known in find(connection, decisions.c.id, records, decisions.c.key_id):

@@ -1,7 +1,7 @@
-"""Makes keys and defaults what an operator declares, all of it in one revision or nothing.
+"""Brings keys and defaults to what an operator declares: all of it in one revision, or nothing.
 
-What changes is found within the transaction that changes it, so that nothing comes between. To tell
-only what would change, the same is done, and rolled back.
+The transaction that makes the changes also finds them, so that nothing comes between. For a dry
+run, the same is done and rolled back.
 """
 
 from collections import Counter
@@ -31,12 +31,12 @@ class _Wanted(NamedTuple):
 
     key: DeclaredKey
     row: dict[str, Any]
-    """Its columns, but for its settings of policies."""
+    """Its columns, except its settings of policies."""
     digest: bytes | None
 
 
 class _Change(NamedTuple):
-    """The transaction that changes, and the revision that it makes."""
+    """The transaction of the changes, and the revision that it makes."""
 
     connection: sa.Connection
     revision: int
@@ -51,7 +51,8 @@ def apply(
     dry_run: bool = False,
     by: str = "",
 ) -> Applied:
-    """Make the keys, by their names, and the defaults as declared. See Store.apply()."""
+    """Bring the keys, known by their names, and the defaults to what is declared. See
+    Store.apply()."""
     wanted = _checked(declared)
     if prune and not wanted:
         raise InvalidArgument(
@@ -71,7 +72,7 @@ def apply(
 
 
 def _not_made(one: AppliedChange) -> AppliedChange:
-    """A change that is only told: its secret and its ID are no key's."""
+    """A change that is only reported: its secret and its ID are those of no key."""
     if one.action != Action.KEY_CREATE or one.after is None:
         return one
     return replace(one, after=replace(one.after, id="", suffix=""), secret="")
@@ -112,7 +113,7 @@ def _apply_keys(this: _Change, wanted: Sequence[_Wanted], *, prune: bool) -> lis
     for row in rows:
         there.setdefault(row.name, []).append(row)
     changes = []
-    # First, as a name or a digest that a key gives up may be another one's.
+    # First, as another key may take over a name or a digest that a key gives up.
     if prune:
         names = {one.row["name"] for one in wanted}
         gone = [row for name, found in there.items() if name not in names for row in found]
@@ -135,7 +136,7 @@ def _revoke(this: _Change, row: Any) -> AppliedChange:
 def _create(this: _Change, one: _Wanted) -> AppliedChange:
     row = one.row | key_settings.row(changed((), one.key.policies))
     secret = new_secret(row, one.key.digest)
-    # Its name is free, or it would be an update. Each statement counts where keys are many: other
+    # Its name is free, or this would be an update. With many keys each statement counts, as other
     # writers wait meanwhile.
     if one.digest is not None:
         key_rows.check_digest_is_free(this.connection, row["digest"])
@@ -147,7 +148,7 @@ def _create(this: _Change, one: _Wanted) -> AppliedChange:
 
 
 def _update(this: _Change, one: _Wanted, found: Sequence[Any]) -> AppliedChange | None:
-    """Change a key that is there. None: it is as declared."""
+    """Change an existing key. None: it is as declared already."""
     before = key_rows.only([key_rows.api_key_of(row) for row in found])
     row = found[0]
     settings = key_settings.row(changed(before.policies, one.key.policies))
@@ -167,7 +168,7 @@ def _differing(row: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_secret(this: _Change, row: Any, digest: bytes) -> dict[str, Any]:
-    """Put a declared secret in the place of a key's own, which ends now: what is declared holds."""
+    """Replace a key's secret by a declared one. The old one ends now, as it is not declared."""
     is_kept = digest == row.previous_digest and row.previous_until > database_time(this.connection)
     if is_kept:
         key_rows.end(this.connection, [row.digest], this.revision)

@@ -36,7 +36,7 @@ def read(connection: sa.Connection) -> ServerDefaults | None:
 
 
 def write(connection: sa.Connection, wanted: ServerDefaults) -> None:
-    """Put these in place of those that are there."""
+    """Replace the stored defaults by these."""
     row: dict[str, Any] = {
         "id": _ONE,
         "policies": key_settings.text_of_all(wanted.policies),
@@ -48,7 +48,7 @@ def write(connection: sa.Connection, wanted: ServerDefaults) -> None:
 
 
 def same(one: ServerDefaults, other: ServerDefaults) -> bool:
-    """Whether both say the same."""
+    """Whether both have the same content, whatever their revisions."""
     return _content(one) == _content(other)
 
 

@@ -18,7 +18,7 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 NoteShipped = Callable[[Sequence[object]], None]
-"""Is told of entries that the store has been given."""
+"""Called with entries that were shipped to the store."""
 
 
 class StoreDestination:
@@ -45,7 +45,7 @@ class StoreDestination:
         return len(entries)
 
     def _select(self, entries: list[Entry]) -> list[Entry]:
-        """Those that the store is given. The others count as lost."""
+        """The entries that go to the store. The others count as lost."""
         return entries
 
     def _tell_unreadable(self, lost: int, problem: Exception) -> None:
@@ -87,6 +87,6 @@ def _priced(entry: Entry) -> Entry:
         entry.cache_write_tokens or 0,
         moment(entry.decision_id),
     )
-    # It was read a moment ago and is known to no other code yet, so no copy of it is made.
+    # It was just read, and no other code knows it yet, so it can be changed without a copy.
     msgspec.structs.force_setattr(entry, "cost_nano", dollars)
     return entry

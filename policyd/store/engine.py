@@ -1,6 +1,6 @@
 """The engine of a database: how policyd connects to SQLite and PostgreSQL.
 
-Every wait of a connection has an end. SQLite is looked at while it works, and asked to wait for
+Every wait of a connection has an end. SQLite looks at the deadline while it works, and waits for
 another writer's lock no longer than the running thread may wait; postgresql.py does the same for
 PostgreSQL. An engine carries the seconds that an ordinary call may take: see timeout_of().
 """
@@ -28,9 +28,9 @@ _CONNECTIONS = 20
 INCREMENTAL = 2
 """What SQLite calls a file that gives free space back in steps: PRAGMA auto_vacuum."""
 LOOK = 100_000
-"""Steps of SQLite between two looks at the deadline: they take less than a millisecond."""
+"""Steps of SQLite between two looks at the deadline: less than a millisecond."""
 _AGAIN = 0.02
-"""Seconds between two tries for a lock that SQLite itself does not wait for."""
+"""Seconds between two tries to get a lock that SQLite itself does not wait for."""
 
 
 def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
@@ -67,7 +67,7 @@ def _create_engine(url: str | sa.URL, timeout: float) -> sa.Engine:
 
 
 def _open_postgresql(url: str, timeout: float) -> sa.Engine | None:
-    """The engine, if the URL is one of PostgreSQL."""
+    """The engine, if the URL is PostgreSQL's."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "postgresql":
         return None
@@ -96,7 +96,7 @@ def _bound_sqlite(engine: sa.Engine, url: str, timeout: float) -> None:
 
 
 def make_file(url: str) -> None:
-    """Make the file of a SQLite database, empty, unless it is there.
+    """Make an empty file for a SQLite database, unless there is one.
 
     Only a start makes it, so that no empty database takes the place of one that was deleted.
     """
@@ -120,8 +120,8 @@ def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Use a write-ahead log, so that readers wait for no writer. SQLite needs the file for itself
-    to change to that, and does not wait by itself for another process that has it open."""
+    """Use a write-ahead log, so that readers wait for no writer. To change to it, SQLite needs the
+    file to itself, and it does not wait for another process that has the file open."""
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -134,7 +134,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _wait_for_locks(timeout: float) -> str:
-    """The statement that has SQLite wait for locks until the deadline, at most for `timeout`."""
+    """The statement that has SQLite wait for locks until the deadline, or `timeout` seconds."""
     seconds = max(min(timeout, deadline.remaining()), 0)
     return f"PRAGMA busy_timeout = {int(seconds * 1000)}"
 

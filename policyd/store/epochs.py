@@ -3,7 +3,7 @@
 After a restore from a backup, or a failover that lost the last commits, the database counts on to
 numbers that it had before, with other settings. A worker remembers the epoch of the revision that
 it read last. If the database no longer has that revision with that epoch, the worker reads all keys
-anew. A trigger writes epochs (migration 0007), so changes by older versions of policyd have them
+again. A trigger writes epochs (migration 0007), so changes by older versions of policyd have them,
 too.
 """
 
@@ -20,6 +20,6 @@ epochs = sa.Table(
 
 
 def epoch_of(connection: sa.Connection, revision: int) -> str:
-    """The epoch of a revision; "" where the database has none, or no longer, for it."""
+    """The epoch of a revision; "" where the database has none for it, or no longer has it."""
     found = connection.execute(sa.select(epochs.c.epoch).where(epochs.c.revision == revision))
     return found.scalar_one_or_none() or ""

@@ -1,7 +1,7 @@
 """Hints that settings have changed, by PostgreSQL's LISTEN and NOTIFY.
 
-A hint may be lost with its connection, so workers poll as well: it makes a change arrive sooner,
-and nothing depends on it.
+A hint may be lost with its connection, so workers poll as well: a hint makes a change arrive
+sooner, and nothing depends on it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from policyd.store.engine import timeout_of
 _log = logging.getLogger(__name__)
 _CHANNEL = "policyd_settings"
 _PAUSE = 5.0
-"""Seconds until a lost connection is made again."""
+"""Seconds before a lost connection is made again."""
 
 
 def give(connection: sa.Connection) -> None:

@@ -1,5 +1,5 @@
-"""A key's logged requests by kind. Requests of one kind are decided alike, whatever the settings:
-so simulation.py decides each kind once, and not each request."""
+"""A key's logged requests by kind. Requests of one kind get the same decision, whatever the
+settings: so simulation.py decides each kind once, and not each request."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -17,7 +17,7 @@ from policyd.store.log_filter import LogFilter, conditions
 
 
 class Kind(NamedTuple):
-    """What the decision on a request depends on, besides the settings, and what simulations tell of
+    """What the decision on a request depends on, besides the settings, and what simulations show of
     it. The fields are a Record's. What no policy looks at is left out: "" or None."""
 
     in_scope: bool
@@ -53,7 +53,7 @@ _DETAILS = {
     "token_limit": Need.TOKEN_LIMIT,
     "prompt_chars": Need.PROMPT_CHARS,
 }
-"""The columns with so many values that they are read only where a policy looks at them."""
+"""Columns with so many different values that they are read only where a policy looks at them."""
 _BY_HEADER = frozenset(need for policy in TABLE.by_header.values() for need in policy.needs)
 
 
@@ -83,7 +83,7 @@ class History:
         self._columns = [_column(name, needs) for name in Kind._fields]
 
     def groups(self) -> Iterator[Group]:
-        """The kinds that there are, with their requests."""
+        """The kinds of requests that occur, with their numbers."""
         found = (*self._columns, sa.func.count(), sa.func.max(decisions.c.id))
         differing = [one for one in self._columns if one is not _NO_TEXT and one is not _NO_NUMBER]
         query = sa.select(*found).group_by(*differing)
@@ -91,7 +91,7 @@ class History:
             yield Group(Kind(*kind), count, last)
 
     def newest(self, kinds: Iterable[Kind], limit: int) -> list[Record]:
-        """The newest requests of these kinds, which are a few."""
+        """The newest requests of these few kinds."""
         among = sa.or_(
             *(
                 sa.and_(

@@ -1,6 +1,6 @@
 """Builds indexes on PostgreSQL while servers write, before a migration takes them over as they are.
 
-Such an index is built outside of a transaction. Of several processes one builds at a time.
+Such an index is built outside of a transaction. Of several processes, only one builds at a time.
 """
 
 import time
@@ -34,18 +34,18 @@ def building(engine: sa.Engine) -> Iterator[sa.Connection]:
             _take_turn(connection)
             yield connection
         finally:
-            connection.invalidate()  # With its settings, and the lock.
+            connection.invalidate()  # This drops its settings, and the lock.
 
 
 def _take_turn(connection: sa.Connection) -> None:
-    # A statement that waited for the lock would be one that the other process waits for.
+    # Without waiting in a statement, as the other process would wait for that statement.
     locked = sa.select(sa.func.pg_try_advisory_lock(POSTGRESQL_LOCK))
     while not connection.execute(locked).scalar_one():
         time.sleep(0.2)
 
 
 def drop_half_built(connection: sa.Connection, names: str) -> None:
-    """Drop what a process has left that ended while it built: indexes whose names match a regular
-    expression."""
+    """Drop indexes that a process left half-built when it ended, whose names match the regular
+    expression `names`."""
     for name in list(connection.exec_driver_sql(_HALF_BUILT.format(names)).scalars()):
         connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")

@@ -27,7 +27,7 @@ class KeyBatches:
     def set_policies(self, chosen: Chosen, policies: Change, *, by: str = "") -> list[ApiKey]:
         """Change the policies of several keys in the same way. Returns the keys after that.
 
-        A key that has them so already stays as it is. Raises KeyNotFound, EtagMismatch or
+        A key that has these settings already stays as it is. Raises KeyNotFound, EtagMismatch or
         InvalidArgument; then no key was changed.
         """
 

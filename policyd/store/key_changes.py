@@ -18,32 +18,32 @@ from policyd.store.key_rows import ended_digests, keys
 from policyd.store.revisions import revisions
 
 _LONG_ENDED = timedelta(days=1)
-"""After so long, a secret that was kept for a while is in force by no worker's clock."""
+"""How long after its end a secret that was kept for a while may be in force by a worker's clock."""
 _PIECE = 500
 """Rows that are read at a time."""
 _PAUSE = 0.0001
 """Seconds between two pieces."""
 _Stored = tuple[int | None, int, str, str]
-"""A key's settings as the columns have them."""
+"""A key's settings as they are in the columns."""
 _columns = sa.select(
     keys.c.id,
     keys.c.digest,
     *(keys.c.mode, keys.c.override, keys.c.accept, keys.c.policies),
     *(keys.c.revoked_at, keys.c.expires_at, keys.c.previous_digest, keys.c.previous_until),
 )
-"""Without what deciding needs not: each column of a million keys costs half a second."""
+"""Only what deciding needs: each column of a million keys costs half a second."""
 
 
 def since(engine: sa.Engine, revision: int, epoch: str | None = None) -> KeyChanges:
     """The digests whose keys changed after `revision`, up to some newer one.
 
-    Every digest in force for revision 0, and where the database does not have this revision with
-    this epoch, because it was restored from a backup or has lost changes. None stands for any
-    epoch.
+    For revision 0 these are all digests in force; so they are where the database does not have this
+    revision with this epoch, because it was restored from a backup or has lost changes. None stands
+    for any epoch.
     """
     newest = sa.select(revisions.c.value, sa.func.coalesce(epochs.c.epoch, ""))
     newest = newest.outerjoin_from(revisions, epochs, epochs.c.revision == revisions.c.value)
-    # All that is read is of one moment: keys and defaults that changed together arrive together.
+    # Everything is read as of one moment: keys and defaults that changed together arrive together.
     with reading(engine, is_snapshot=True) as connection:
         latest, latest_epoch = connection.execute(newest).one()
         # Nearly every call finds nothing new, and takes this one query.
@@ -67,7 +67,7 @@ def _changes(connection: sa.Connection, begin: int) -> ChangedKeys:
                 changed.drop(digest)
         wanted = _columns.where(keys.c.revision > begin)
     else:
-        # Where all keys are told, those that are in force are enough.
+        # Where all keys are read, those in force are enough.
         wanted = _columns.where(keys.c.revoked_at.is_(None))
     for some in _pieces(connection, wanted):
         for row in some:
@@ -76,8 +76,8 @@ def _changes(connection: sa.Connection, begin: int) -> ChangedKeys:
 
 
 def _pieces(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
-    """The rows of a query, which may have all keys: some at a time. Each time counts as an answer
-    of the database, and between two the threads that decide have their turn."""
+    """The rows of a query, which may be all keys, some at a time. Each piece counts as an answer of
+    the database, and between two pieces the threads that decide have their turn."""
     result = connection.execute(query.execution_options(yield_per=_PIECE))
     for some in result.partitions():
         deadline.renew()
@@ -88,7 +88,7 @@ def _pieces(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequen
 
 
 def _add(changed: ChangedKeys, kinds: dict[_Stored, int], row: Any, at: datetime) -> None:
-    """Add what a row of _columns tells. `kinds` has the numbers of the settings before."""
+    """Add the key of a row of _columns. `kinds` has the numbers of the settings so far."""
     key_id, digest, mode, override, accept, policies, revoked, expires, previous, until = row
     if revoked is not None:
         changed.drop(digest)

@@ -9,11 +9,11 @@ from policyd.store.index_building import building, drop_half_built
 
 INDEXES = {
     "ix_api_keys_created": "ON api_keys (created_at, id)",
-    # Keys that are rotated away pile up at the beginning of the list, where its first page is.
+    # Revoked keys pile up at the beginning of the list, where its first page is.
     "ix_api_keys_unrevoked": "ON api_keys (created_at, id) WHERE revoked_at IS NULL",
     "ix_api_keys_lower_name": "ON api_keys (lower(name), created_at, id)",
 }
-"""What each is on, by its name."""
+"""The table and columns of each index, by its name."""
 
 
 def build(engine: sa.Engine) -> None:

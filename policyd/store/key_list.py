@@ -1,10 +1,10 @@
 """The list of API keys as administrators look through it: searched, sorted, a page at a time.
 
-A page begins behind a key, or ends before one, and is read along an index from there, so that every
-page costs the same. Two orders have none: "used", which is looked up in the log for every key, and
-what is searched for in names, which are read until a page is full.
+A page begins after a key, or ends before one, and is read along an index from there, so that every
+page costs the same. Two kinds of pages have no index: those sorted by "used", which is looked up in
+the log for every key, and searches in names, which read keys until a page is full.
 
-When a key was used last is looked up in the log, along its index of keys: one entry for each key
+When a key was last used is looked up in the log, along its index of keys: one entry for each key
 that is asked for, however many rows the log has. (PostgreSQL looks once in each day's partition.)
 """
 
@@ -64,10 +64,10 @@ class KeyList:
         before: str = "",
         limit: int = 100,
     ) -> list[ApiKey]:
-        """Up to `limit` keys, the first ones behind the key with the ID `after`, or the last ones
+        """Up to `limit` keys: the first ones after the key with the ID `after`, or the last ones
         before the key with the ID `before`. `sort` is one of SORTS.
 
-        Where there is no such key any more, the first ones of all.
+        Where that key does not exist, the first ones of all.
         """
         with reading(self._engine, LONG) as connection:
             place = _place(connection, sort, after or before) if after or before else None
@@ -85,8 +85,8 @@ class KeyList:
             return [api_key_of(row) for row in rows]
 
     def last_used(self, ids: Sequence[str]) -> dict[str, datetime]:
-        """When each of these keys was used last, as far as the log goes back; without those that
-        the log does not have."""
+        """When each of these keys was last used, as far as the log goes back; without keys that the
+        log does not have."""
         query = sa.select(keys.c.id, _newest).where(keys.c.id.in_(ids))
         with reading(self._engine, LONG) as connection:
             return {key: moment(last) for key, last in connection.execute(query) if last}
@@ -101,14 +101,14 @@ def _place(connection: sa.Connection, sort: str, key_id: str) -> Sequence[Any] |
 def page_query(
     wanted: KeyFilter, sort: str, place: Sequence[Any] | None, *, is_descending: bool
 ) -> sa.Select[Any]:
-    """The query of keys behind a place in this order, or of all."""
+    """The query of keys after a place in this order, or of all."""
     order = _SORTS[sort]
     query = sa.select(keys).where(*_conditions(wanted))
     if place is not None:
         here = sa.tuple_(*order)
         there = sa.tuple_(*place, types=[column.type for column in order])
         query = query.where(here < there if is_descending else here > there)
-        # SQLite compares a tuple that begins with an expression along no index.
+        # SQLite uses no index to compare a tuple that begins with an expression.
         query = query.where(order[0] <= place[0] if is_descending else order[0] >= place[0])
     return query.order_by(*(column.desc() if is_descending else column for column in order))
 

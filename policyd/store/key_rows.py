@@ -1,7 +1,7 @@
 """API keys as rows, and what is checked before one is written.
 
-A revoked key stays as a row, a tombstone, as workers must learn of it too. A digest that was a
-key's and is no longer stays for the same reason, in a table of its own.
+A revoked key stays as a row, a tombstone, as workers must learn of it, too. A digest that no longer
+is a key's stays for the same reason, in a table of its own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ ended_digests = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
-"""Digests that keys had before, and the revision from which on they are no longer in force."""
+"""Digests that keys had before, and the revision in which they ceased to be in force."""
 
 
 def read_row(connection: sa.Connection, key_id: str, etag: str | None = None) -> Any:
@@ -88,7 +88,7 @@ def named(connection: sa.Connection, name: str) -> list[ApiKey]:
 
 
 def only(found: list[ApiKey]) -> ApiKey:
-    """The only one of these keys of one name. Raises InvalidArgument where they are several."""
+    """The only one of these keys of one name. Raises InvalidArgument where there are several."""
     if len(found) > 1:
         told = ", ".join(f"{key.id}, made {key.created_at:%Y-%m-%d %H:%M}" for key in found[:5])
         raise InvalidArgument(
@@ -113,8 +113,8 @@ def end(connection: sa.Connection, digests: Iterable[bytes | None], revision: in
 
 
 def check_name_is_free(connection: sa.Connection, name: str) -> None:
-    """Raises NameTaken where a key that is not revoked has this name. In a database that was used
-    with an older version, several may have one: they stay as they are."""
+    """Raises NameTaken where a key that is not revoked has this name. In a database that an older
+    version has used, several keys may share a name: they stay as they are."""
     if found := named(connection, name):
         raise NameTaken(
             f"the key {found[0].id} has the name {name!r} already: give another one, or revoke "

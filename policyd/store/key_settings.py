@@ -2,7 +2,7 @@
 
 The columns `mode` and `override` are the setting of the original policy, which every version of
 policyd knows; the column `policies` has those of all others, as JSON: {name: [mode, value,
-override]}. So the version before runs on beside this one, and what it changes counts here.
+override]}. So the previous version runs on beside this one, and what it changes counts here.
 """
 
 import json
@@ -17,14 +17,14 @@ from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 
-# SQLite bounds no text, and keeps the length that a column was made with.
+# SQLite does not bound texts, and keeps the length that a column was made with.
 Accept = sa.String(1000).with_variant(sa.String(200), "sqlite")
 """The type of the column `accept`: room for MAX_PLACES places."""
 _SEEN = 65536
-"""Different settings that are kept, so that keys with equal ones share them."""
+"""How many different settings are kept, so that keys with equal ones share them."""
 
 
-# Few keys have settings of their own. Those of all others are read, and kept in memory, once.
+# Few keys have settings of their own. Those that keys share are parsed and kept only once.
 @lru_cache(maxsize=_SEEN)
 def policies(mode: int | None, override: int, others: str) -> Settings:
     """The settings that a row holds."""
@@ -32,13 +32,13 @@ def policies(mode: int | None, override: int, others: str) -> Settings:
 
 
 def read_all(text: str) -> Settings:
-    """The settings that JSON holds, as the column `policies` has it."""
+    """The settings in JSON, as in the column `policies`."""
     found = {name: _setting(*given) for name, given in json.loads(text).items()}
     return TABLE.in_order(found.items())
 
 
 def text_of_all(settings: Settings) -> str:
-    """The same as JSON."""
+    """The settings as JSON, for the column `policies`."""
     return json.dumps(dict(settings), separators=(",", ":"))
 
 

@@ -1,7 +1,7 @@
 """API keys in the store: what administrators do with them, one key at a time.
 
 Each change makes one revision (revisions.py), and writes its record of the audit trail in the same
-transaction (audit.py). Of those who change a key, each says who it is: `by`.
+transaction (audit.py). `by` names the actor who makes the change.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ from policyd.store.key_rows import CHANGEABLE, keys
 from policyd.store.revisions import change
 
 MAX_KEEP = timedelta(days=90)
-"""How long the secret before a rotation stays in force, at most."""
+"""How long, at most, the secret before a rotation stays in force."""
 
 
 class Keys:
@@ -93,8 +93,8 @@ class Keys:
         *,
         by: str = "",
     ) -> ApiKey:
-        """Change some of CHANGEABLE. `policies` are all that the key then has, or a function that
-        makes them of those that it has.
+        """Change some of CHANGEABLE. `policies` are all settings that the key then has, or a
+        function that makes them from those that it has.
 
         Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument, NameTaken or OlderServers.
         """
@@ -117,14 +117,14 @@ class Keys:
     def rotate(
         self, key_id: str, keep: timedelta, etag: str | None = None, *, by: str = ""
     ) -> tuple[ApiKey, str]:
-        """Give a key a new secret. Returns its settings and the new secret. The secret before stays
-        in force for `keep`, up to MAX_KEEP; one that was kept before that ends now.
+        """Give a key a new secret. Returns its settings and the new secret. The previous secret
+        stays in force for `keep`, up to MAX_KEEP; one that an earlier rotation kept ends now.
 
         Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument or OlderServers.
         """
         if not timedelta() <= keep <= MAX_KEEP:
             raise InvalidArgument(
-                f"the secret before is kept for 0 to {MAX_KEEP.days} days, no longer"
+                f"the previous secret is kept for 0 to {MAX_KEEP.days} days, no longer"
             )
         secret = api_key.generate()
         with change(self._engine) as (connection, revision):
@@ -154,12 +154,12 @@ class Keys:
             return key_changes.in_force(connection, digest)
 
     def known(self, ids: Iterable[str]) -> set[str]:
-        """Which of these IDs are those of keys, also of revoked ones."""
+        """Which of these IDs are those of keys, revoked ones included."""
         with reading(self._engine) as connection:
             return {row.id for row in find(connection, keys.c.id, ids)}
 
     def first_created(self) -> datetime | None:
-        """When the first key was made, also one that was revoked since. None: there is none."""
+        """When the first key was made, even if it was revoked since. None: there is none."""
         with reading(self._engine) as connection:
             made: datetime | None = connection.execute(
                 sa.select(sa.func.min(keys.c.created_at))
@@ -172,7 +172,7 @@ class Keys:
 
 
 def list_query(place: tuple[datetime, str] | None, *, show_revoked: bool) -> sa.Select[Any]:
-    """The query of keys, oldest first, behind a moment and an ID, or of all."""
+    """The query of keys, oldest first, after a moment and an ID, or of all."""
     age = (keys.c.created_at, keys.c.id)
     query = sa.select(keys).order_by(*age)
     if not show_revoked:
@@ -196,7 +196,8 @@ def new_secret(row: dict[str, Any], digest: str | None) -> str:
 
 
 def check_free(connection: sa.Connection, row: Mapping[str, Any], *, needs_workers: bool) -> None:
-    """Raises where a new key cannot have this name or digest, or workers would not follow it."""
+    """Raises NameTaken, InvalidArgument or OlderServers where a new key cannot have this name or
+    digest, or where workers run that would not follow it."""
     key_rows.check_name_is_free(connection, row["name"])
     key_rows.check_digest_is_free(connection, row["digest"])
     if needs_workers:
@@ -210,8 +211,8 @@ def replaced(
     until: datetime | None,
     revision: int,
 ) -> dict[str, Any]:
-    """What changes of a key's row where `digest` takes the place of its own, which stays in force
-    `until` then. What is no longer in force is noted."""
+    """The columns of a key's row that change where `digest` takes the place of its own, which stays
+    in force `until` then. Notes which digests are no longer in force."""
     row = key_rows.read_row(connection, key_id)
     kept, ended = (row.digest, [row.previous_digest]) if until else (None, [row.digest])
     if not until:
@@ -234,6 +235,6 @@ def _note(
 
 
 def entry(action: Action, by: str, before: ApiKey | None, after: ApiKey) -> audit.Entry:
-    """What the audit trail has of a change to a key."""
+    """The audit trail's entry for a change to a key."""
     fields = changed_fields(before, after)
     return audit.Entry(action, by, after.id, after.name, fields, after.revision)

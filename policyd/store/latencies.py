@@ -1,9 +1,9 @@
 """How long requests took: counts by the hour, the key and the length of time.
 
 Lengths are counted between marks, each 2**(1/8) times the one before, from a millisecond to 24
-days. A percentile read from these counts is a mark, so it is at most 9.1 % above the true one (and
-less than a millisecond where that is shorter), and the requests that took longer are exactly those
-that are counted beyond the mark. An hour of a key has at most 249 rows, and usually about 40.
+days. A percentile read from these counts is a mark, so it is at most 9.1 % above the true one (or
+by less than a millisecond, where that is shorter), and the requests that took longer are exactly
+those that are counted beyond the mark. An hour of a key has at most 249 rows, and usually about 40.
 """
 
 from bisect import bisect_right
@@ -21,18 +21,18 @@ from policyd.store import many_rows
 from policyd.store.database import metadata
 
 EVERY_KEY = ""
-"""Stands in place of a key's ID for all keys together. Each writer has such rows of its own, so
-that no row is one that every transaction of every replica locks; their sum is what counts."""
+"""Stands in place of a key's ID for all keys together. Each writer has such rows of its own, lest
+every transaction of every replica lock the same row; their sum is what counts."""
 _HOUR = 3600
 _IN_TWO = 8
-"""Marks until a length is twice as long."""
+"""Marks between a length and its double."""
 _FIRST = 10
 """The first mark is 2**10 microseconds."""
 _MARKS = tuple(
     ceil(2 ** (number / _IN_TWO))
     for number in range(_FIRST * _IN_TWO, _IN_TWO * MAX_TIME.bit_length() + 1)
 )
-"""In microseconds."""
+"""The marks, in microseconds."""
 
 table = sa.Table(
     "hourly_latencies",
@@ -53,13 +53,13 @@ def mark(microseconds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """How many requests took less than each mark, and not less than the mark before."""
+    """How many requests took less than each mark, and at least the mark before it."""
 
     below: Counter[int] = field(default_factory=Counter)
 
     @property
     def timed(self) -> int:
-        """The requests whose length is known."""
+        """How many requests have a known length."""
         return self.below.total()
 
     def percentile(self, share: float) -> int | None:
@@ -74,7 +74,7 @@ class Latencies:
         return None
 
     def longer(self, microseconds: int) -> int:
-        """How many requests took as long as this mark, or longer."""
+        """How many requests took as long as this mark, in microseconds, or longer."""
         return sum(count for one, count in self.below.items() if one > microseconds)
 
 
@@ -85,7 +85,7 @@ def write(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int],
 
 
 def take_back(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int], int]) -> None:
-    """Take counts out again, and the rows that then count nothing."""
+    """Take counts out again, and delete rows that then count nothing."""
     write(connection, {key: -count for key, count in counted.items()})
     delete_empty(connection, table, counted)
 
@@ -95,8 +95,8 @@ def delete_empty(
 ) -> None:
     """Delete the rows of these primary keys that count nothing.
 
-    Those of one key may be below 0, as counts may have gone before their decisions. Those of all
-    keys may be, too, where another writer has counted what this one takes back; these stay.
+    A row of one key may be below 0, as counts may have been deleted before their decisions. A row
+    of all keys may be, too, where another writer has counted what this one takes back; it stays.
     """
     key = sa.tuple_(*table.primary_key.columns)
     is_below = sa.and_(table.c.key_id != EVERY_KEY, table.c.requests < 0)
@@ -114,7 +114,7 @@ def read(
     number = ((table.c.hour - first) // length).label("number")
     query = (
         sa.select(number, table.c.below_us, sa.func.sum(table.c.requests))
-        # One by one, so that the index leads past the rows of all other keys.
+        # Hour by hour, so that the index skips the rows of all other keys.
         .where(table.c.hour.in_(range(first, last + 1)), table.c.key_id == key_id)
         .group_by("number", table.c.below_us)
     )

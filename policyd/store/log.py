@@ -1,18 +1,19 @@
-"""The decision log in the store: decisions, and what became of their requests.
+"""The decision log in the store: decisions, and the outcomes of their requests.
 
 Its law:
 
 - **An append is one transaction.** Decisions, outcomes, the counts of statistics.py, the number of
   rows, the counts of refused keys and the position in the spool are committed together, or none is.
 - **Appending again changes nothing.** A shipper that has crashed, or never heard that a transaction
-  was committed, hands the same entries over again. The position says so, even where the rows have
-  been retired since (positions.py); a decision that another replica has logged is known by its ID.
+  was committed, hands the same entries over again. The position shows that, even where the rows
+  have been retired since (positions.py). A decision that another replica has logged is recognised
+  by its ID.
 - **The order of arrival does not matter.** An outcome may come before its decision and waits for it
   (outcomes.py).
 - **Writers never wait for each other in a circle.** All take rows in the order of their keys, and
   the rows that many share, the counts of an hour or of a user, come last.
-- **Retention cannot empty it by mistake.** What may be deleted is agreed on first (retention.py),
-  then deleted in short transactions (log_deletion.py).
+- **Retention cannot empty it by mistake.** retention.py first settles what may be deleted, and
+  log_deletion.py then deletes it in short transactions.
 
 IDs of decisions begin with the millisecond, so the order of IDs is the order of time, and every
 query of a stretch of time is a range of IDs.
@@ -58,9 +59,9 @@ from policyd.store.space import give_back
 from policyd.store.steps import Steps
 
 _CACHE = 16 * 1024
-"""KiB that SQLite may hold of a database in a connection that ships."""
+"""KiB of a database that SQLite may hold in memory, in a connection that ships."""
 _SEVERAL_DAYS = timedelta(days=2)
-"""Retention from which PostgreSQL's log goes by whole days."""
+"""The shortest retention for which PostgreSQL's log is deleted by whole days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Log:
         self._engine = engine
         self._steps = Steps(engine)
         self._writer = secrets.token_hex(4)
-        """Which rows of counts over all keys are this log's: see counts.py."""
+        """Names the rows of counts over all keys that this process writes: see counts.py."""
 
     def append(
         self,
@@ -100,8 +101,8 @@ class Log:
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
-            # A caller has sent one request to two replicas, and the other one has logged it in this
-            # moment. Now this one finds it there.
+            # A caller has sent one request to two replicas, and the other one has logged it at this
+            # very moment. At the second try, this one finds it there.
             self._append(entries, step, unreadable)
 
     def _append(
@@ -138,8 +139,8 @@ class Log:
             return newest(connection, wanted, after, newer_than, limit)
 
     def search(self, wanted: LogFilter, *, after: str = "", limit: int = 50) -> Page:
-        """The same page, where it may stop early: a filter that few decisions fit would otherwise
-        have every row looked at. See log_pages.py."""
+        """The same as page(), but it may stop early: with a filter that few decisions match, page()
+        would look at every row. See log_pages.py."""
         with reading(self._engine, LONG) as connection:
             return search(connection, wanted, after, "", limit)
 
@@ -194,7 +195,7 @@ class Log:
             losses.raise_to(connection, lost)
 
     def lost_by(self, processes: Iterable[str]) -> dict[str, int]:
-        """How many decisions each of the processes has lost, as the database has it."""
+        """How many decisions each of the processes has lost, according to the database."""
         with reading(self._engine) as connection:
             return losses.lost_by(connection, processes)
 
@@ -204,8 +205,8 @@ class Log:
             return standstill(connection)
 
     def retire(self, keep: timedelta, max_rows: int) -> int:
-        """Delete some of what is older than `keep` or more than `max_rows`, as far as that is safe:
-        see retention.py. Returns how many decisions; 0: that was all, for now."""
+        """Delete some of the decisions older than `keep` or in excess of `max_rows`, as far as that
+        is safe: see retention.py. Returns how many; 0: none are left, for now."""
         with reading(self._engine, LONG) as connection:
             cut = look(connection, log_size.total(connection), keep, max_rows)
         with writing(self._engine) as connection:
@@ -218,9 +219,9 @@ class Log:
         return expire(self._engine, self._steps, before, cut.max_rows, cut.now)
 
     def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:
-        """Let the operator agree: decisions that are older, or more than `max_rows`, may go,
-        however many they are. Returns the moment before which decisions count as older, by the
-        database's clock."""
+        """Note that the operator agrees: decisions older than `older_than`, or in excess of
+        `max_rows`, may go, however many they are. Returns the moment before which decisions count
+        as older, by the database's clock."""
         with writing(self._engine) as connection:
             before = database_time(connection) - (older_than or timedelta())
             agree(connection, before if older_than is not None else None, max_rows)
@@ -230,7 +231,7 @@ class Log:
         """Delete some of the decisions older than `before` and of the oldest beyond `max_rows`, in
         steps that hold up no other writer. Returns how many; call it again until that is 0.
 
-        Outcomes whose decision has arrived are given to it; others are given up after a day.
+        It adds waiting outcomes to decisions that have arrived, and gives others up after a day.
         """
         with reading(self._engine) as connection:
             at = database_time(connection)
@@ -252,8 +253,8 @@ class Log:
 
 
 def _prepare(connection: sa.Connection) -> None:
-    """Have the commit wait for the database's disk: the spool deletes what is committed. SQLite
-    always does; it gets memory for the pages of many rows and their indexes, which it would
+    """Have the commit wait for the database's disk, as the spool deletes what is committed. SQLite
+    always waits; it gets memory for the pages of many rows and their indexes, which it would
     otherwise write and read again within the transaction."""
     if connection.dialect.name == "postgresql":
         wanted = sa.func.set_config("synchronous_commit", "on", True)

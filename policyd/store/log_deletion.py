@@ -18,7 +18,8 @@ from policyd.store.steps import Steps
 
 def expire(engine: sa.Engine, steps: Steps, before: datetime, max_rows: int, at: datetime) -> int:
     """Delete some of the decisions older than `before` and of the oldest beyond `max_rows`, and the
-    counts and outcomes that go with them. `at` is now, by the database. Returns how many."""
+    counts and outcomes that go with them. `at` is now, by the database's clock. Returns how many
+    decisions were deleted."""
     settle(engine, steps, at)
     first = first_id(before)
     deleted = drop_days(engine, first, log_size.add)
@@ -40,7 +41,7 @@ def _delete_older(connection: sa.Connection, first: str, limit: int) -> int:
 
 
 def _delete_beyond(connection: sa.Connection, max_rows: int, limit: int) -> int:
-    """Delete the oldest of the decisions that are more than `max_rows`."""
+    """Delete the oldest of the decisions in excess of `max_rows`."""
     take_turn(connection)
     excess = max(log_size.total(connection) - max_rows, 0)
     return _delete(connection, _oldest, min(limit, excess))

@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from policyd.decision_log.record import Ending, Verdict, first_id
 from policyd.engine.states import UserState
 from policyd.policies import TABLE
+from policyd.store.database import ESCAPE, escaped
 from policyd.store.decisions import SPARSE, decisions
 
 ERROR = 400
 """The first status that is an error."""
 BROKEN = (Ending.UPSTREAM_BROKE, Ending.NO_ANSWER)
-"""How requests end that the upstream did not answer, or not to the end."""
-_ESCAPE = "\\"
+"""The endings of requests that the upstream did not answer, or not to the end."""
 _IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
-"""The columns by which a request is found."""
+"""The columns by whose IDs a request can be found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,43 +44,44 @@ class LogFilter:
     """As the request names it."""
     source_ip: str = ""
     http_status: int = 0
-    """The status that the client got: the denial's, or the upstream's answer's."""
+    """The status that the client got: that of the denial, or of the upstream's answer."""
     user_contains: str = ""
-    """A part of the end user, in any letter case. SQLite knows the case of ASCII's letters only:
-    others are found as they are given, all small, all large, or as a name's."""
+    """A part of the end user, in any letter case. SQLite knows the case of ASCII letters only: with
+    others, the text is found as given, in lower case, in upper case, and with capitals as in
+    titles."""
     without_user: bool = False
     """Only requests whose end user is not known."""
     attributed: bool | None = None
-    """Whether the request, in scope, carried a valid identifier of an end user."""
+    """Whether the request, in scope, carried a valid end-user identifier."""
     failed: bool | None = None
-    """Whether the answer was an error, or did not come to its end; False: the request was let
-    through, and no such end was reported."""
+    """Whether the answer was an error, or did not come to its end; False: the request was allowed,
+    and no such end was reported."""
     slower_us: int | None = None
-    """Only requests that are known to have taken so many microseconds or longer."""
+    """Only requests that are known to have taken this many microseconds or longer."""
 
     @property
     def flags(self) -> frozenset[str]:
-        """The flags that the wanted decisions have."""
+        """The flags that the wanted decisions must have."""
         found = {self.flag} if self.flag else set()
         if self.policy:
             policy = TABLE.by_name.get(self.policy)
-            # A policy that is not known here may have been, when the log was written.
+            # A policy that is unknown here may have been known when the log was written.
             found.add(policy.flag if policy else f"policy_{self.policy}")
         return frozenset(found)
 
     @property
     def is_rare(self) -> bool:
-        """Whether an index leads to the few rows that may fit."""
+        """Whether an index leads to the few rows that may match."""
         return bool(self.end_user or self.trace_id or self.flags or self.any_id)
 
     @property
     def needs_search(self) -> bool:
-        """Whether many rows may have to be looked at to find one that fits."""
+        """Whether finding one match may take looking at many rows."""
         return bool(_judged(self)) and not self.is_rare
 
 
 def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
-    """The conditions that the wanted decisions fulfil, but for `any_id` and the flags."""
+    """The conditions that the wanted decisions fulfil, except `any_id` and the flags."""
     column = decisions.c
     found: list[sa.ColumnElement[bool]] = []
     for name in ("key_id", "operation", "end_user", "trace_id"):
@@ -107,11 +108,11 @@ def ids(any_id: str) -> list[list[sa.ColumnElement[bool]]]:
 
 
 def equal(name: str, value: str) -> list[sa.ColumnElement[bool]]:
-    """The conditions for a column to have this value, in a way that its index serves."""
+    """The conditions for a column to have this value, in a form that its index serves."""
     column = decisions.c[name]
     found: list[sa.ColumnElement[bool]] = [column == value]
     if name in SPARSE:
-        # This shows SQLite that the partial index holds all rows that are asked for.
+        # This shows SQLite that the partial index holds all wanted rows.
         found.append(column != sa.literal_column("''"))
     return found
 
@@ -142,14 +143,8 @@ def _judged(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
 def _contains(text: str) -> sa.ColumnElement[bool]:
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     forms = {text} if text.isascii() else {text, text.lower(), text.upper(), text.title()}
-    patterns = sorted(f"%{_escaped(one)}%" for one in forms)
-    return sa.or_(*(decisions.c.end_user.ilike(one, escape=_ESCAPE) for one in patterns))
-
-
-def _escaped(text: str) -> str:
-    for special in (_ESCAPE, "%", "_"):
-        text = text.replace(special, _ESCAPE + special)
-    return text
+    patterns = sorted(f"%{escaped(one)}%" for one in forms)
+    return sa.or_(*(decisions.c.end_user.ilike(one, escape=ESCAPE) for one in patterns))
 
 
 def _attributed(is_wanted: bool) -> list[sa.ColumnElement[bool]]:

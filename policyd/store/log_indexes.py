@@ -1,8 +1,8 @@
 """Builds PostgreSQL's index of flags, partition by partition, while servers write to the log.
 
-The form 0010 makes the column of flags wider. PostgreSQL would build an index with a condition on
-it anew for that, under a lock that everybody waits for; so that form drops the index, and the next
-one has it again. What is built here by then is taken over as it is.
+The form 0010 makes the column of flags wider. For that, PostgreSQL would rebuild an index with a
+condition on it, under a lock that everybody waits for; so that form drops the index, and the next
+one has it again. The next form takes over as it is whatever was built here by then.
 """
 
 import sqlalchemy as sa

@@ -1,8 +1,9 @@
 """Reads pages of the log, along its indexes.
 
-A filter that no index serves would look at every row where few fit. search() reads such a page in
-stretches of time that grow while they are quick, and stops after _SEARCH seconds: so it costs about
-the same whatever the log holds, tells how far it has looked, and goes on from there.
+With a filter that no index serves and few rows match, reading a page would look at every row.
+search() reads such a page in stretches of time that grow while they are quick, and stops after
+_SEARCH seconds: so it costs about the same whatever the log holds, says how far it has looked, and
+can go on from there.
 """
 
 import time
@@ -21,12 +22,12 @@ _AT_ONCE = 8
 _SEARCH = 1.0
 """Seconds after which a search begins no further stretch."""
 _QUICK = 0.05
-"""Seconds of a stretch after which the next one is only twice as long."""
+"""Seconds of a quick stretch. After a quick one, the next is _GROWS times as long, else twice."""
 _FIRST = 60_000
 """Milliseconds of the first stretch."""
 _GROWS = 8
 _END = "g"
-"""More than every ID."""
+"""Sorts after every ID."""
 _PREFIX = 12
 """The digits of an ID that are its millisecond."""
 
@@ -36,8 +37,8 @@ class Page(NamedTuple):
 
     records: list[Record]
     reached: str = ""
-    """An ID to go on after, where the search had to stop before the page was full; "" where it has
-    come to its end."""
+    """The ID after which to go on, where the search stopped before the page was full; "" where it
+    has come to its end."""
 
 
 def newest(
@@ -77,7 +78,7 @@ def search(
         return Page(newest(connection, wanted, after, newer_than, limit, ascending=ascending))
     found: list[Record] = []
     stretches = _Stretches(connection, wanted, after, newer_than, ascending=ascending)
-    # Without further bounds of time, as SQLite follows an index between one pair of them only.
+    # Without further bounds of time, as SQLite follows an index only between one pair of them.
     within = replace(wanted, since=None, until=None)
     for newer, older in stretches:
         missing = limit - len(found)
@@ -111,7 +112,7 @@ class _Stretches:
         self._after, self._newer_than = after, newer_than
         self._ascending = ascending
         self.reached = ""
-        """As Page has it."""
+        """See Page."""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         if self._first is None or self._last is None:
@@ -137,7 +138,8 @@ class _Stretches:
 
 
 def _bound(milliseconds: int) -> str:
-    """What is less than each ID of this millisecond or later, and more than each earlier one."""
+    """A bound that is less than each ID of this millisecond or later, and more than each earlier
+    one."""
     return f"{milliseconds:0{_PREFIX}x}"
 
 
@@ -150,8 +152,8 @@ def _flag_sets(connection: sa.Connection, wanted: LogFilter) -> list[str] | None
 
 
 def flag_sets_query() -> sa.Select[Any]:
-    """The different sets of flags in the log. It reads one entry of the index for each of them, as
-    it looks for the next larger one each time."""
+    """The query of the different sets of flags in the log. It reads one entry of the index for each
+    set, as it looks for the next larger one each time."""
     flags = decisions.c.flags
     least = sa.select(sa.func.min(flags)).where(flags != sa.literal_column("''"))
     sets = least.cte("sets", recursive=True)
@@ -173,7 +175,7 @@ def page_query(
     """The query of a page: it follows an index from its newest end, or its oldest, and stops at
     `limit`.
 
-    `flag_sets` are those of which any is wanted, where a flag is.
+    `flag_sets` are the sets of flags that are wanted, where a flag is.
     """
     query = _between(sa.select(decisions).where(*conditions(wanted)), after, newer_than)
     if not (flag_sets or wanted.any_id):

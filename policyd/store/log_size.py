@@ -1,7 +1,7 @@
 """How many decisions the log holds, counted while it is written.
 
 The count is spread over several rows, and a transaction adds to a row that no other transaction has
-locked. So none waits for another, which may stand still, or whose replica may have vanished.
+locked. So none waits for another one, which may stand still, or whose replica may have vanished.
 Older versions of policyd count in the one row of `log_size`, which is a part of the sum.
 """
 
@@ -41,7 +41,7 @@ def add(connection: sa.Connection, number: int) -> None:
         connection.execute(sa.insert(_parts).values(row))
 
 
-# So there are never more rows than there were transactions at the same time.
+# So there are never more rows than transactions that ran at the same time.
 _free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 _count = (
     sa.update(_parts)

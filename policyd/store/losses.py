@@ -1,4 +1,4 @@
-"""How many decisions were answered and never logged, by the process that has lost them."""
+"""How many decisions were answered and never logged, by the process that lost them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -15,7 +15,7 @@ _lost = sa.Table(
 
 
 def total(connection: sa.Connection) -> int:
-    """How many decisions all processes have lost, of all time."""
+    """How many decisions all processes have ever lost."""
     return int(connection.execute(sa.select(sa.func.sum(_lost.c.decisions))).scalar_one() or 0)
 
 
@@ -26,7 +26,7 @@ def lost_by(connection: sa.Connection, processes: Iterable[str]) -> dict[str, in
 
 
 def add(connection: sa.Connection, process: str, number: int) -> None:
-    """Count so many more of a process."""
+    """Count `number` more lost decisions of a process."""
     rows = [{"process": process, "decisions": number}] if number else []
     upsert(connection, _lost, rows, add=("decisions",))
 

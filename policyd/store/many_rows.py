@@ -1,7 +1,7 @@
 """Statements for many rows of numbers and texts, which go to the driver as they are.
 
-SQLAlchemy would take longer for each row than the database does, so rows pass it by. Nothing is
-converted: a caller gives what the driver takes, 0 or 1 for no or yes, and no NUL in a text.
+SQLAlchemy would take longer for each row than the database does, so rows bypass it. Nothing is
+converted: callers give what the driver takes, 0 or 1 for no or yes, and no NUL in a text.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ def insert(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
 
 
 def add(connection: sa.Connection, table: sa.Table, counts: Names, rows: Rows) -> None:
-    """Insert rows of another key each, which begin with it and go on with `counts`; where one is
-    there already, add to its counts. Sums grow up to 2**62."""
+    """Insert rows, each a primary key of its own followed by `counts`; where there is a row with
+    that key, add to its counts. Sums grow up to 2**62."""
     if not rows:
         return
     if _is_postgresql(connection):

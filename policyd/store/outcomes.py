@@ -1,7 +1,7 @@
-"""Outcomes in the store: given to their decisions, or kept until those arrive.
+"""Outcomes in the store: added to their decisions, or kept until those arrive.
 
 An outcome may be shipped before its decision, from another replica's spool. It waits here for up to
-_WAIT and is then given up.
+_WAIT, and is then given up.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from policyd.store.decisions import OUTCOME_COLUMNS, decisions, outcome_values
 from policyd.store.steps import Steps, delete_some
 
 _SETTLED = 500
-"""Outcomes that waited and are given to their decisions in one transaction."""
+"""Outcomes that waited and are added to their decisions in one transaction."""
 _WAIT = timedelta(days=1)
 """How long an outcome waits for its decision."""
 
@@ -40,14 +40,14 @@ def waiting_for(connection: sa.Connection, new: Iterable[str]) -> dict[str, Outc
 
 
 def add_outcomes(connection: sa.Connection, outcomes: Mapping[str, Outcome], tally: Tally) -> None:
-    """Give each outcome to its decision, or keep it until that arrives. The keys of `outcomes` are
+    """Add each outcome to its decision, or keep it until that arrives. The keys of `outcomes` are
     their decisions' IDs."""
     _put_aside(connection, _attach(connection, outcomes, tally))
 
 
 def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
-    """Give kept outcomes to decisions that have arrived since, and give up those that have waited
-    longer than _WAIT. `at` is now, by the database."""
+    """Add kept outcomes to decisions that have arrived since, and give up those that have waited
+    longer than _WAIT. `at` is now, by the database's clock."""
     with reading(engine) as connection:
         if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
             return
@@ -68,7 +68,7 @@ def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
 def _attach(
     connection: sa.Connection, outcomes: Mapping[str, Outcome], tally: Tally
 ) -> dict[str, Outcome]:
-    """Give each outcome to its decision, if that has none. Returns those that found no decision."""
+    """Add each outcome to its decision, if that has none. Returns those that found no decision."""
     column = decisions.c
     more = (column.key_id, column.end_user, column.model, column.outcome_ending)
     missing = dict(outcomes)
@@ -84,8 +84,8 @@ def _attach(
 
 
 def _locked(*columns: sa.Column[Any]) -> sa.Select[Any]:
-    # Locked until the transaction ends, so that no other shipper gives them an outcome as well; in
-    # one order, so that two shippers never wait for each other.
+    # Locked until the transaction ends, so that no other shipper adds an outcome as well; in one
+    # order, so that two shippers never wait for each other.
     return sa.select(*columns).order_by(columns[0]).with_for_update()
 
 
@@ -101,7 +101,7 @@ def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> No
 
 
 def forget(connection: sa.Connection, outcomes: Iterable[str]) -> None:
-    """Let the outcomes of these decisions wait no longer: they have been given to them."""
+    """Delete the waiting outcomes of these decisions, to which they have been added."""
     ids = list(outcomes)
     if ids:
         connection.execute(sa.delete(_waiting).where(_waiting.c.decision_id.in_(ids)))

@@ -2,10 +2,11 @@
 
     decisions_old       rows from before the log was partitioned
     decisions_pYYYYMMDD a day of UTC
-    decisions_default   rows that fit no other: of a wrong clock, or of a day not made in time
+    decisions_default   rows that fit no other: from a wrong clock, or of a day not made in time
 
-A day is first detached from the table, which is quick, and then counted and dropped, which no other
-statement waits for. On SQLite, which has no partitions, every function here does nothing.
+To drop a day, policyd first detaches it from the table, which is quick, and then counts and drops
+it, which no other statement waits for. On SQLite, which has no partitions, every function here does
+nothing.
 """
 
 import logging
@@ -31,7 +32,7 @@ AHEAD = 8
 _MOVED = 5000
 """Rows of a day that are moved out of the default partition. A day with more stays there."""
 _LIMITS = ("SET LOCAL lock_timeout = '500ms'", "SET LOCAL statement_timeout = '2s'")
-"""How long other statements wait for a change of the partitions, at most."""
+"""They bound how long other statements wait for a change of the partitions."""
 _DAY = timedelta(days=1)
 _RANGE = re.compile(r"FROM \((?:MINVALUE|'([0-9a-f]*)')\) TO \('([0-9a-f]*)'\)")
 _PARTITIONS = (
@@ -57,7 +58,7 @@ class Partition:
 
 
 def partitions(connection: sa.Connection) -> list[Partition]:
-    """The partitions that there are, oldest first, without the default one."""
+    """The present partitions, oldest first, without the default one."""
     if connection.dialect.name != "postgresql":
         return []
     found = []
@@ -70,8 +71,8 @@ def partitions(connection: sa.Connection) -> list[Partition]:
 def drop_days(engine: sa.Engine, before: str, resize: Callable[[sa.Connection, int], None]) -> int:
     """Drop the days of which every ID is less than `before`. Returns how many rows they had.
 
-    `resize` adds to the log's number of rows. Days are left to the next call where another server
-    drops them, where a lock is not free soon, or where the database's user may not drop tables.
+    `resize` adds to the log's number of rows. Days wait for the next call where another server is
+    dropping them, a lock is not free soon, or the database's user may not drop tables.
     """
     if engine.dialect.name != "postgresql":
         return 0
@@ -93,7 +94,7 @@ def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], Non
         names = list(connection.exec_driver_sql(_DETACHED).scalars())
     dropped = 0
     for name in names:
-        # Detached, it is used by no other statement, so counting it may take long.
+        # No other statement uses a detached day, so counting it may take long.
         with writing(engine, LONG) as connection:
             if not take_turn(connection, wait=False):
                 return dropped
@@ -108,8 +109,8 @@ def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], Non
 
 
 def make_days(engine: sa.Engine, now: datetime) -> int:
-    """Make the partitions of the days to come. Returns how many. One that cannot be made now is
-    left to the next call; until then its decisions go to the default partition."""
+    """Make the partitions of the days to come. Returns how many. One that cannot be made now waits
+    for the next call; until then its decisions go to the default partition."""
     if engine.dialect.name != "postgresql":
         return 0
     with reading(engine) as connection:
@@ -128,7 +129,7 @@ def make_days(engine: sa.Engine, now: datetime) -> int:
 
 
 def _make_day(connection: sa.Connection, day: Partition) -> None:
-    # Nothing in these statements comes from outside: they are names of days, and numbers.
+    # These statements hold nothing from outside: only names of days, IDs and numbers.
     within = f"WHERE id >= '{day.first}' AND id < '{day.end}'"
     some = f"SELECT 1 FROM decisions_default {within} LIMIT {_MOVED + 1}"  # noqa: S608
     counted = f"SELECT count(*) FROM ({some}) few"  # noqa: S608
@@ -146,8 +147,8 @@ def _make_day(connection: sa.Connection, day: Partition) -> None:
 
 
 def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
-    """Change the table's partitions, unless other statements would wait for it. Returns whether it
-    was done."""
+    """Change the table's partitions, unless other statements would wait too long. Returns whether
+    it was done."""
     try:
         with writing(engine) as connection:
             for limit in _LIMITS:

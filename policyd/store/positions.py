@@ -1,7 +1,7 @@
-"""How far each file of a spool has been shipped: committed with what was shipped.
+"""How far each file of a spool has been shipped: committed together with what was shipped.
 
-So entries that a shipper hands over again, after a crash or because it never heard that a
-transaction was committed, are noticed even where their rows have been retired since.
+So the store recognises entries that a shipper hands over again, after a crash or because it never
+heard that a transaction was committed, even where their rows have been retired since.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from policyd.store.clock import database_time
 from policyd.store.database import Moment, metadata, reading, upsert, writing
 
 _KEEP = timedelta(days=30)
-"""How long the positions of a folder stay after its last shipper was heard of."""
+"""How long the positions of a spool stay after its shipper last kept them."""
 
 _positions = sa.Table(
     "spool_positions",
@@ -38,7 +38,7 @@ class Step:
     """The part of a file that one transaction ships: the bytes from `start` to `end`."""
 
     spool: str
-    """The identity of the folder that the file is in."""
+    """The identity of the spool that the file is in."""
     file: str
     start: int
     end: int
@@ -68,7 +68,7 @@ class Positions:
         self._engine = engine
 
     def read(self, spool: str) -> dict[str, int]:
-        """How far each file of a folder has been shipped."""
+        """How far each file of a spool has been shipped, in bytes."""
         query = sa.select(_column.file, _column.shipped).where(_column.spool == spool)
         with reading(self._engine) as connection:
             return {row.file: row.shipped for row in connection.execute(query)}
@@ -80,8 +80,8 @@ class Positions:
             connection.execute(gone)
 
     def keep(self, spool: str) -> None:
-        """Keep this folder's positions for another month: call it every day. Those of folders that
-        no shipper has kept for a month are deleted, as their machines are gone."""
+        """Keep this spool's positions for another month: call it every day. Those of spools that no
+        shipper has kept for a month are deleted, as their machines are gone."""
         with writing(self._engine) as connection:
             at = database_time(connection)
             own = sa.update(_positions).where(_column.spool == spool)

@@ -1,7 +1,7 @@
-"""PostgreSQL's connections: neither side waits long for a silent other side.
+"""PostgreSQL's connections: neither side waits long for the other when it is silent.
 
-policyd gives up a connection on which an answer is overdue, and closes it. The server is told to
-end what a policyd holds that has vanished or stands still: a statement, a wait for a lock, a
+policyd gives up and closes a connection on which an answer is overdue. It tells the server to end
+whatever a policyd holds that has vanished or stands still: a statement, a wait for a lock, a
 transaction. Settings in the database's URL take precedence over all of these.
 """
 
@@ -21,15 +21,15 @@ from policyd.command import deadline
 _Result = TypeVar("_Result")
 
 _LEAST_CONNECT = 2
-"""Seconds that the driver gives a server, at least, to accept a connection."""
+"""Seconds, at least, that the driver gives a server to accept a connection."""
 _GIVEN = re.compile(r"(?:-c\s*|--)([a-zA-Z_]+)\s*=")
 """Finds the names of settings in the URL's `options`."""
 _LOCK = 0.6
 _IDLE = 0.4
-"""The shares of the timeout in which a statement waits for a lock, and in which a transaction that
-holds one may stand still. So a replica that vanished has lost its locks before another gives up."""
+"""The shares of the timeout for which a statement waits for a lock, and for which a transaction
+that holds one may stand still. So a vanished replica loses its locks before another gives up."""
 _SINCE = {"tcp_user_timeout": 120_000, "client_connection_check_interval": 140_000}
-"""The first version of PostgreSQL that knows a setting, where some in use do not."""
+"""The first version of PostgreSQL that knows a setting, where some versions in use do not."""
 
 
 class Overdue(psycopg.OperationalError):
@@ -39,13 +39,13 @@ class Overdue(psycopg.OperationalError):
 class _Cursor(psycopg.Cursor[Any]):
     """A cursor after whose every statement PostgreSQL ends a transaction that stands still.
 
-    psycopg sends many rows through a pipeline. What it sends behind the last of them stops the
-    server's timer, so that a replica which vanished then would hold its locks for hours. A plain
+    psycopg sends many rows through a pipeline. What it sends after the last of them stops the
+    server's timer, so that a replica that vanished then would hold its locks for hours. A plain
     statement starts the timer again. COPY needs none: it is one statement for all rows.
     """
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-        """See psycopg.Cursor. With COPY, the parameters are the one row that there is."""
+        """See psycopg.Cursor. With COPY, the parameters are the only row."""
         if _is_copy(query):
             self._copy(query, (params,))
             return self
@@ -73,7 +73,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     """A connection whose every wait ends by the running thread's deadline.
 
     `silence` is how many seconds the server may be silent. Where a statement may take longer than
-    that, `probe` asks the server on another connection whether it lives.
+    that, `probe` asks the server on another connection whether it is alive.
     """
 
     silence: float = math.inf
@@ -211,7 +211,7 @@ def _tell(connection: BoundedConnection, told: Mapping[str, str]) -> None:
 
 
 def allow_statements(connection: sa.Connection, seconds: float) -> None:
-    """Let statements of this transaction run, and wait for locks, for so many seconds."""
+    """Let each statement of this transaction run, and wait for locks, for up to `seconds`."""
     value = _milliseconds(seconds)
     connection.exec_driver_sql(
         "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)",

@@ -1,7 +1,7 @@
 """Refused keys in the store: counts by minute and source, counts by the hour, and a few samples.
 
-Strangers can cause any number of such requests, so what is kept is bounded: MAX_ROWS counts and
-MAX_SAMPLES samples of the last KEEP, and one row an hour for as long as the log's own counts.
+Strangers can cause any number of such requests, so the store keeps only so much: MAX_ROWS counts
+and MAX_SAMPLES samples of the last KEEP, and one row per hour for as long as the log's own counts.
 """
 
 from collections import defaultdict
@@ -23,8 +23,9 @@ MAX_ROWS = 50_000
 MAX_SAMPLES = 2_000
 _KEEP_HOURS = timedelta(days=400)
 _MINUTE = 60
+"""Seconds of a minute."""
 _HOUR = 60
-"""In minutes."""
+"""Minutes of an hour."""
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ _samples = sa.Table(
 def add_refused_keys(
     connection: sa.Connection, entries: Iterable[RefusedKey | RefusedKeyCount]
 ) -> None:
-    """Add counts and samples. What is there already changes nothing."""
+    """Add counts and samples. Adding the same ones again changes nothing."""
     counts = []
     samples = []
     for entry in entries:
@@ -145,7 +146,7 @@ def _known(
 
 def forget_refused_keys(engine: sa.Engine, steps: Steps, before: datetime, at: datetime) -> None:
     """Delete counts and samples older than `before` or KEEP, and the oldest beyond the bounds. `at`
-    is now, by the database."""
+    is now, by the database's clock."""
     minute = int(max(before, at - KEEP).timestamp()) // _MINUTE
     _forget(engine, steps, _sources.c.minute, minute, MAX_ROWS)
     first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
@@ -171,7 +172,7 @@ class RefusedKeys:
         self._engine = engine
 
     def total(self) -> int:
-        """How many requests had a refused key, as far back as hours are counted."""
+        """How many requests had a refused key, as far back as there are counts by the hour."""
         sums = [sa.func.coalesce(sa.func.sum(_hourly.c[name]), 0) for name in _NAMES]
         with reading(self._engine) as connection:
             return sum(map(int, connection.execute(sa.select(*sums)).one()))
@@ -212,7 +213,7 @@ class RefusedKeys:
             return [_sample(row) for row in rows]
 
     def sample(self, decision_id: str) -> RefusedKey | None:
-        """The sample with this ID, if that request is one. Denials show the ID to clients."""
+        """The sample with this ID, if there is one. Denials show the ID to clients."""
         wanted = sa.select(_samples).where(_samples.c.id == decision_id.replace("\0", ""))
         with reading(self._engine) as connection:
             row = connection.execute(wanted).one_or_none()

@@ -1,10 +1,10 @@
 """How much of the log may be deleted: neither a wrong clock nor a mistyped setting ever empties it.
 
-Age is measured by the database's clock, and never beyond the newest decision; decisions from the
-future do not count as that. What becomes old as time passes may always be deleted, however much it
-is: that is agreed. More than that would go when a clock leaps or a setting is made smaller. It may
-go only if it is no more than half of the log. Otherwise retention stands still at what was agreed,
-the log says so, and the operator has to agree: policyd logs retire.
+Age is measured by the database's clock, but never from later than the newest decision; decisions
+from the future do not count as the newest. What becomes old as time passes is agreed: it may always
+be deleted, however much it is. When a clock leaps or a setting is made smaller, more than that
+would go. It may go only if it is no more than half of the log. Otherwise retention stands still at
+what was agreed, the log says so, and the operator has to agree: policyd logs retire.
 """
 
 import sys
@@ -22,7 +22,8 @@ from policyd.store.decisions import decisions
 _AHEAD = timedelta(minutes=5)
 """How far ahead of the database's clock a decision's time may be and still count."""
 _LEAP = timedelta(hours=1)
-"""An advance of the database's clock beyond that, between two looks, is a leap or was an outage."""
+"""If the database's clock advances by more than this between two looks, it leapt, or there was an
+outage."""
 _FEW = 10
 """This many decisions may always be deleted."""
 
@@ -55,10 +56,10 @@ class Cut:
     before: datetime
     max_rows: int
     agreed: datetime
-    """Decisions before this moment may be deleted at the next look too, however many they are."""
+    """Decisions before this moment may be deleted at the next look, too, however many they are."""
     standstill: Standstill
     now: datetime
-    """By the database."""
+    """This moment by the database's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class _Log:
 
 
 def standstill(connection: sa.Connection) -> Standstill:
-    """How retention stood at its last look."""
+    """The standstill, if any, that retention found at its last look."""
     row = connection.execute(sa.select(_state.c.reason, _state.c.waiting)).one()
     return Standstill(row.reason, row.waiting)
 
@@ -89,7 +90,8 @@ def take_turn(connection: sa.Connection, *, wait: bool = True) -> bool:
 
 
 def agree(connection: sa.Connection, before: datetime | None, max_rows: int | None) -> None:
-    """Note that the operator agrees: older decisions, and the oldest beyond `max_rows`, may go."""
+    """Note that the operator agrees: decisions from before `before`, and the oldest beyond
+    `max_rows`, may go."""
     changes: dict[str, object] = {"reason": "", "waiting": 0}
     if before is not None:
         changes["agreed_before"] = before
@@ -160,7 +162,7 @@ def _by_age(
     if wanted <= agreed:
         return Standstill("", 0)
     old = sa.select(decisions.c.id).where(decisions.c.id < first_id(wanted))
-    # It is enough to know whether it is more than half: the rest need not be counted.
+    # Counting up to just over half of the log is enough.
     some = old.limit(max(_FEW, log.held // 2) + 1).subquery()
     count = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
     if log.may_go(count):
@@ -176,7 +178,7 @@ def _by_age(
 
 
 def _span(keep: timedelta) -> str:
-    """The span as `policyd logs retire` takes it."""
+    """The span in the form that `policyd logs retire` takes."""
     seconds = int(keep.total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % size == 0:

@@ -1,9 +1,9 @@
 """The revisions of settings, and how one is made.
 
-One row counts revisions. A change locks that row, writes what it changes with the new number and
+One row counts revisions. A change locks that row, writes what it changes with the new number, and
 commits. So commits come in the order of revisions, and a worker that asks for rows `WHERE revision
-> last` misses none, whatever else commits at the same time. A revision is unmistakable only with
-its epoch: see epochs.py.
+> last` misses none, whatever else commits at the same time. A revision is unique only with its
+epoch: see epochs.py.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ revisions = sa.Table(
 
 @contextmanager
 def change(engine: sa.Engine, bound: Bound | None = None) -> Iterator[tuple[sa.Connection, int]]:
-    """A transaction that makes the revision of this number. A block that finds nothing to change
-    rolls back, and makes none."""
+    """A transaction that makes a revision, and the revision's number. A block that finds nothing to
+    change rolls back, and makes none."""
     with writing(engine, bound) as connection:
         # The transaction begins with the lock, so that writers queue up here.
         count = sa.update(revisions).values(value=revisions.c.value + 1)

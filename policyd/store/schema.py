@@ -1,8 +1,8 @@
 """Brings a database to this version's form while servers use it.
 
-On PostgreSQL no step holds a lock for long that servers wait for. What takes long is done first,
-under a lock that stops no reader or writer. The steps that need a stronger lock give up where they
-would have to wait for it, and are tried again.
+On PostgreSQL, no step holds for long a lock that servers wait for. What takes long is done first,
+under a lock that stops no reader or writer. Steps that need a stronger lock give up where they
+would have to wait long for it, and are tried again.
 """
 
 import random
@@ -26,7 +26,7 @@ _TRIES = 30
 _OTHERS = 600.0
 """Seconds to wait for another process that migrates the same database."""
 _PARTITIONED = "0009"
-"""The form from which on PostgreSQL's log is partitioned by days."""
+"""The first form in which PostgreSQL's log is partitioned by days."""
 _NO_FLAGS = "0010"
 """The form in which PostgreSQL's log has no index of flags: see log_indexes.py."""
 _BUSY = ("55P03", "40P01")
@@ -42,8 +42,8 @@ def read(engine: sa.Engine) -> migrations.Form:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Bring the tables to this version's form. Those of a newer form that this version can use stay
-    as they are. Several processes may do so at once. Raises StoreUnavailable."""
+    """Bring the tables to this version's form. A newer form that this version can use stays as it
+    is. Several processes may do so at once. Raises StoreUnavailable."""
     found = read(engine)
     if not found.is_behind:
         found.check()
@@ -84,8 +84,8 @@ def _try_to_upgrade(connection: sa.Connection, to: str) -> bool:
 
 
 def downgrade(engine: sa.Engine, to: str, *, force: bool = False) -> None:
-    """Take the tables back to an older form, for a version that does not know this one's. No server
-    may use the database meanwhile.
+    """Take the tables back to an older form, for a version that does not know the present one. No
+    server may use the database meanwhile.
 
     Raises StoreUnusable where that would lose settings of keys, unless it is forced.
     """
@@ -100,15 +100,15 @@ def downgrade(engine: sa.Engine, to: str, *, force: bool = False) -> None:
 def _prove_bound(engine: sa.Engine) -> None:
     """Prove to PostgreSQL, by a constraint, that all rows are from before a coming midnight.
 
-    It reads every row for that, and holds up no other statement. So it need not read them under a
-    stronger lock later, when the rows become a partition.
+    PostgreSQL reads every row for that, and holds up no other statement. So it need not read them
+    under a stronger lock later, when the rows become a partition.
     """
     _patiently(engine, _add_bound, ignore=_EXISTS)
     _patiently(engine, _validate_bound)
 
 
 def _add_bound(connection: sa.Connection) -> None:
-    # First, as a lock that is made stronger later may end in a deadlock.
+    # First, as strengthening a lock later may end in a deadlock.
     connection.exec_driver_sql("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
     newest = connection.exec_driver_sql("SELECT max(id) FROM decisions").scalar_one()
     at = max(database_time(connection), moment(newest)) if newest else database_time(connection)

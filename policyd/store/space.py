@@ -1,7 +1,7 @@
 """Gives back the space that retention has freed in a SQLite file, in small steps.
 
-A file that an old version of policyd has made can do so once it was vacuumed. PostgreSQL reuses
-free space by itself.
+This works for a file that an old version of policyd made only once it has been vacuumed. PostgreSQL
+reuses free space by itself.
 """
 
 from collections.abc import Callable

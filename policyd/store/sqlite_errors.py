@@ -1,4 +1,4 @@
-"""What to do about an error of SQLite's, by its kind: its own messages name no file and no fix."""
+"""What to do about SQLite's errors, by their kind: SQLite's messages name no file and no fix."""
 
 import os
 import sqlite3
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def advice(code: int, file: Path) -> str:
     """What to do about SQLite's error `code`, in words that follow its message; "": not known."""
-    found = _ADVICE.get(code & 0xFF)  # The rest of a code says where in SQLite it came up.
+    found = _ADVICE.get(code & 0xFF)  # The other bits say where in SQLite the error arose.
     return found(file) if found else ""
 
 

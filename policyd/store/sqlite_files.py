@@ -22,15 +22,16 @@ from policyd.store.engine import INCREMENTAL
 from policyd.store.space import STEP, cut
 
 _PAGES = 256
-"""Pages that are copied between two looks at the time: less than a megabyte."""
+"""Pages that are copied in one step: about a megabyte."""
 _PAUSE = 0.002
 """Seconds between two steps of a copy, in which servers have the disk."""
 _WAIT = 10.0
+"""Seconds to wait for another program's lock."""
 _HEADER = 20
 """Bytes of a file's head. The last two say whether the database uses a write-ahead log."""
 
 Progress = Callable[[int, int], None]
-"""Called with how many pages are done, and of how many."""
+"""Called with how many pages are done, and how many there are."""
 
 
 class BackupRefused(StoreUnavailable):
@@ -79,7 +80,7 @@ def _check(file: Path) -> migrations.Form:
     finally:
         engine.dispose()
     if found.revision is None:
-        raise BackupRefused(f"{file} is no database of policyd")
+        raise BackupRefused(f"{file} is not a database of policyd")
     if not found.is_behind:
         try:
             found.check()
@@ -91,7 +92,7 @@ def _check(file: Path) -> migrations.Form:
 def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Path | None:
     """Put the database in `source` in the place of `target`, as a new state of it.
 
-    The database that was there is kept beside it; returns where. Raises BackupRefused, and changes
+    The previous database is kept beside it; returns where. Raises BackupRefused, and changes
     nothing, where a process has `target` open or `source` is not usable.
     """
     if not source.is_file():
@@ -131,7 +132,7 @@ def _check_whole(source: Path) -> None:
 
 def _begin_new_state(connection: sqlite3.Connection) -> None:
     """Give the file a revision of its own, so that servers notice another state of the database and
-    read all keys anew."""
+    read all keys again."""
     connection.execute("UPDATE revision SET value = value + 1")
 
 
@@ -175,11 +176,11 @@ def gives_back(file: Path) -> bool:
 
 
 def vacuum(file: Path, progress: Progress) -> None:
-    """Give free space back: in short steps where the file allows that. Otherwise the file is
-    written anew, in a form that allows steps from then on, while no other process can write.
+    """Give free space back: in short steps where the file allows that. Otherwise rewrite the file
+    in a form that allows steps from then on, while no other process can write.
     """
     _, _, free = free_pages(file)
-    with _failing("the database cannot be made small"), closing(_open(file)) as connection:
+    with _failing("the database cannot be vacuumed"), closing(_open(file)) as connection:
         if not gives_back(file):
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("VACUUM")
@@ -200,7 +201,7 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def _copy(reader: sqlite3.Connection, writer: sqlite3.Connection, progress: Progress) -> None:
-    # One transaction for the whole copy: otherwise each write of a server would start it anew.
+    # One transaction for the whole copy: otherwise each write of a server would restart it.
     reader.execute("BEGIN")
     reader.execute("SELECT 1 FROM sqlite_master").fetchone()
 

@@ -1,6 +1,6 @@
 """Statistics of the log: sums of its counts (counts.py), over hours or whole days of UTC.
 
-No row of the log is read for them. A page's cost depends on the hours, keys and models there are.
+They read no row of the log. What a page costs depends on how many hours, keys and models there are.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Statistics:
         self._engine = engine
 
     def first(self) -> datetime | None:
-        """The first hour that is counted."""
+        """The first hour with counts. None: there are none."""
         query = sa.select(sa.func.min(hourly.c.hour))
         with reading(self._engine) as connection:
             hour = connection.execute(query).scalar_one()
@@ -78,7 +78,7 @@ class Statistics:
         name = models.c.model
         query = (
             sa.select(name, *_sums(models))
-            # One by one, so that the index leads past the rows of all other keys.
+            # Hour by hour, so that the index skips the rows of all other keys.
             .where(models.c.hour.in_(_numbers(since, until)))
             .where(models.c.key_id == (key_id or EVERY_KEY))
             .group_by(name)

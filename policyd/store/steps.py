@@ -18,10 +18,10 @@ _LEAST = 50
 _MOST = 5000
 """Rows of one transaction, at least and at most."""
 _PAUSE = 0.005
-"""Seconds between two transactions, at least, so that another writer may begin."""
+"""Seconds, at least, between two transactions on SQLite, so that another writer may begin."""
 
 Delete = Callable[[sa.Connection, int], int]
-"""Deletes up to so many rows, and returns how many they were."""
+"""Deletes up to a number of rows, and returns how many it deleted."""
 
 
 class Steps:
@@ -46,7 +46,7 @@ class Steps:
                 return deleted
             self._learn(took)
             if self._engine.dialect.name == "sqlite":
-                # As long as it took: a writer that waits polls for the lock, and must find a gap.
+                # As long as it took: a waiting writer polls for the lock, and must find a gap.
                 time.sleep(max(took, _PAUSE))
 
     def _learn(self, took: float) -> None:

@@ -19,7 +19,7 @@ from policyd.store.workers import hosts
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A description of a database. None: a database of this form does not tell."""
+    """A description of a database. None: a database of this form does not say."""
 
     name: str
     """Its URL, without a password."""
@@ -56,8 +56,8 @@ def figures(url: str) -> Figures:
     try:
         with reading(engine) as connection:
             if connection.dialect.name == "postgresql":
-                # No transaction: it would hold locks on several tables, and could end in a deadlock
-                # with a migration that runs meanwhile.
+                # Without a transaction, which would hold locks on several tables, and could end in
+                # a deadlock with a migration that runs meanwhile.
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             return _figures(connection, _shown(url).render_as_string())
     finally:

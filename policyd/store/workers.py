@@ -1,4 +1,4 @@
-"""Which workers run, from which revision each decides, and how far its clock is off; and which
+"""Which workers run, at which revision each decides, and how far its clock is off; and which
 gateways decide by themselves, by the settings that a worker sends them.
 
 All of it goes by the database's clock, so that a worker with a wrong clock hides no other.
@@ -37,7 +37,7 @@ _workers = sa.Table(
 _WORKER = "worker"
 _GATEWAY = "gateway"
 _FOLLOWS = "0012"
-"""The form that workers know which follow rotation, expiry and the server's defaults."""
+"""The first form whose workers follow rotation, expiry and the server's defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Worker:
     id: str
     host: str
     revision: int
-    """The revision that it decides from. 0: this database does not have that one, or no longer."""
+    """The revision that it decides at. 0: this database does not have that one, or no longer."""
     seen_at: datetime
     clock_offset: timedelta | None = None
     """How far its clock is ahead of the database's. None: a worker of an older version, or a
@@ -62,7 +62,7 @@ class Gateway:
     id: str
     host: str
     revision: int
-    """The revision that it decides from, and ..."""
+    """The revision that it decides at, and ..."""
     epoch: str
     """... that revision's epoch."""
 
@@ -82,7 +82,7 @@ class Workers:
         gateways: Sequence[Gateway] = (),
         left: Collection[str] = (),
     ) -> timedelta:
-        """Note that a worker runs, and from which revision and epoch it decides; the same of the
+        """Note that a worker runs, and at which revision and epoch it decides; the same for the
         gateways that follow it; and that those with the IDs `left` have ended.
 
         Returns how far this process's clock is ahead of the database's.
@@ -98,7 +98,7 @@ class Workers:
             replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us", "form", "kind")
             upsert(connection, _workers, rows, replace=replace)
             _leave(connection, left)
-            # A beat far in the future is of an old version, which went by its own clock, or from
+            # A beat far in the future is from an old version, which went by its own clock, or from
             # before the database's clock was corrected.
             known = _workers.c.seen_at.between(at - _KEEP, at + _KEEP)
             connection.execute(sa.delete(_workers).where(~known))
@@ -146,7 +146,8 @@ def _row(gateway: Gateway) -> dict[str, Any]:
         "revision": gateway.revision,
         "epoch": gateway.epoch,
         "clock_offset_us": None,
-        # What is sent to gateways has rotation, expiry and defaults in it, whatever their version.
+        # The settings that gateways are sent include rotation, expiry and defaults, whatever the
+        # gateway's version.
         "form": migrations.HEAD,
         "kind": _GATEWAY,
     }
@@ -160,8 +161,8 @@ def _leave(connection: sa.Connection, ids: Collection[str]) -> None:
 def hosts(connection: sa.Connection) -> list[str]:
     """The hosts that workers run on, in a database of any form that has a table of workers.
 
-    Gateways that follow one are among them: forms before 0015 do not tell them apart, and where one
-    runs, its worker has run until just now.
+    Gateways' hosts are among them: forms before 0015 do not tell gateways from workers, and where a
+    gateway is noted, its worker has run until just now.
     """
     query = sa.select(_workers.c.host).where(_runs(connection)).distinct()
     return sorted(connection.execute(query).scalars())
@@ -169,7 +170,7 @@ def hosts(connection: sa.Connection) -> list[str]:
 
 def check_all_follow(connection: sa.Connection) -> None:
     """Raises OlderServers where a worker runs that would not follow a key's rotation or expiry, or
-    the server's defaults: for it, what they end would stay in force."""
+    the server's defaults: there, an ended secret or key would stay in force."""
     follows = sa.func.coalesce(_workers.c.form, "") >= _FOLLOWS
     query = sa.select(_workers.c.host).where(_runs(connection), ~follows).distinct()
     if found := sorted(connection.execute(query).scalars()):

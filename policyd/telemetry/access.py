@@ -1,11 +1,11 @@
-"""The access log: one line a request, by the logger `access`, where an operator asks for it.
+"""The access log: one line for each request, by the logger `access`, where an operator asks for it.
 
 Requests of strangers, whose API key is not in force, are counted, and one line now and then reports
-how many there were: they must not fill a disk. What a client sent is cut, and nothing of it can
+how many there were: they must not fill a disk. What a client sent is cut, and no part of it can
 pass for another field or another line.
 
-A line costs a request little, because the lines of some milliseconds are formatted and written
-together. A process that is killed loses those.
+A line costs a request little, because the lines of _TOGETHER seconds are formatted and written at
+once. A process that is killed loses those.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ NAME = "access"
 MAX_TEXT = 256
 """Characters of a text that a client sent."""
 _SECONDS = 10.0
-"""At most one line about strangers in so many seconds."""
+"""Seconds between two lines about strangers, at least."""
 _TOGETHER = 0.1
 """Seconds for which lines are kept, to be written together ..."""
 _MOST = 128
@@ -91,7 +91,7 @@ class AccessLines:
 
 def plain(text: str) -> str:
     """What a client may have sent, cut, as one word of one line, and without secrets."""
-    # Before the cut and the quoting, by which the rest of a secret could not be told any more.
+    # Before cutting and quoting, after which part of a secret could not be recognised.
     cut = redacted(text[: 2 * MAX_TEXT])[:MAX_TEXT]
     if _PLAIN.fullmatch(cut):
         return cut
@@ -99,7 +99,7 @@ def plain(text: str) -> str:
 
 
 class AccessLog:
-    """Writes the lines of one process: in its event loop, where there is one, else at once."""
+    """Writes the lines of one process: together in its event loop, or at once where it has none."""
 
     def __init__(self) -> None:
         self._strangers: Counter[int] = Counter()
@@ -107,7 +107,7 @@ class AccessLog:
         self._lines: list[Ended] = []
 
     def write(self, line: AccessLine) -> None:
-        """One request, which has ended just now."""
+        """Write the line of a request that has just ended."""
         self._lines.append(Ended(time.time(), line))
         waiting = len(self._lines)
         if waiting == 1:
@@ -128,13 +128,13 @@ class AccessLog:
             _log.handle(logging.LogRecord(NAME, logging.INFO, "", 0, message, (), None))
 
     def count_stranger(self, status: int) -> None:
-        """A request whose API key is not in force, or not known to be."""
+        """Count a request whose API key is not in force, or not known to be."""
         self._strangers[status] += 1
         if self._throttle.is_due():
             self._report_strangers()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the lines and the counts that wait."""
         self._write_lines()
         self._report_strangers()
 

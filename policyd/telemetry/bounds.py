@@ -1,8 +1,8 @@
 """Bounds of labels: a client that sends ever new names must not make ever new series.
 
 Prometheus holds each combination of labels in memory, and so does each process here. So a label
-holds no secret, no user and no path; a name that a client or an upstream chooses counts only while
-there are few, and all further ones are OTHER.
+holds no secret, no user and no path; of the names that clients or upstreams choose, only the first
+few become labels, and all others are OTHER.
 """
 
 import re
@@ -26,12 +26,12 @@ class Names:
         self._known: set[str] = set()
 
     def bounded(self, name: str) -> str:
-        """`name`, or OTHER, as for an empty one."""
+        """`name`, or OTHER: for a name beyond the bound, or one that does not look like a name."""
         if name in self._known:
             return name
         if len(self._known) >= self._most or not _NAME.fullmatch(name):
             return OTHER
-        if redacted(name) != name:  # A client has mistaken the field for that of its key.
+        if redacted(name) != name:  # A client has put its key into this field.
             return OTHER
         self._known.add(name)
         return name

@@ -1,5 +1,5 @@
 """Every metric of policyd and its gateway, declared once: the code counts by these, and
-docs/metrics.md is made of them.
+docs/metrics.md is made from them.
 
 A label's values come from a set that no client can enlarge: see bounds.py.
 """
@@ -12,7 +12,7 @@ Mode = Literal["livesum", "livemin", "livemax", "livemostrecent", "read"]
 
 class Metric(NamedTuple):
     """A metric. `mode` says how the values of several processes make one gauge; "read": the
-    supervisor reads it as Prometheus asks."""
+    supervisor reads it when Prometheus asks."""
 
     name: str
     kind: Kind
@@ -26,12 +26,13 @@ SECONDS = (
     *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005),
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
-"""Bounds of policyd's histograms: it decides in microseconds, and a disk may take seconds."""
+"""Bounds of policyd's histograms, in seconds: it decides in microseconds, and a disk may take
+seconds."""
 LONG_SECONDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
-"""Bounds of the gateway's histograms: models that reason take minutes."""
+"""Bounds of the gateway's histograms, in seconds: models that reason take minutes."""
 
 
 def _counter(name: str, labels: str, meaning: str, unit: str = "") -> Metric:
@@ -51,9 +52,9 @@ def _gauge(name: str, labels: str, mode: Mode, meaning: str, unit: str = "") -> 
 DECISIONS = _counter(
     "policyd_decisions_total",
     "adapter operation verdict reason",
-    "Decisions. adapter: grpc, batch, envoy, http, authzen; at a gateway with --decide local: "
+    "Decisions. adapter: grpc, batch, envoy, http, authzen; at a gateway with --decide local, "
     "local; verdict: allowed, would_deny, denied; reason: the flag of the policy that denies or "
-    "would, key, path, failure; empty where allowed.",
+    "would deny, or key, path, failure; empty where allowed.",
 )
 RESULTS = _counter(
     "policyd_policy_results_total",
@@ -79,8 +80,8 @@ STEP_SECONDS = _timing(
 REQUEST_SECONDS = _timing(
     "policyd_requests_seconds",
     "adapter",
-    "Time from a request's arrival to its answer; of batch, for all of its items; of local, within "
-    "the gateway.",
+    "Time from a request's arrival to its answer; of batch, for all items together; of local, "
+    "within the gateway.",
 )
 OUTCOMES = _counter(
     "policyd_outcomes_total",
@@ -89,7 +90,7 @@ OUTCOMES = _counter(
     "complete, client_left, upstream_broke, no_answer, unknown.",
 )
 TOKEN_KINDS = ("input", "output", "cached", "cache_write")
-"""What the label `kind` of both counts of tokens may be."""
+"""The values of the label `kind` in both counts of tokens."""
 ENTRIES_DROPPED = _counter(
     "policyd_envoy_entries_dropped_total",
     "reason",
@@ -100,22 +101,22 @@ ENTRIES_DROPPED = _counter(
 TOKENS = _counter(
     "policyd_tokens_total",
     "model kind",
-    "Tokens of answered requests, as they are shipped to the database. model: the name in the list "
-    "of public prices, else other; kind: input, output, cached, cache_write. input has the latter "
-    "two in it.",
+    "Tokens of answered requests, counted when they are shipped to the database. model: the name "
+    "in the list of public prices, else other; kind: input, output, cached, cache_write. input "
+    "includes the latter two.",
     "tokens",
 )
 COST = _counter(
     "policyd_cost_usd_total",
     "model",
-    "Cost of answered requests by public prices, as they are shipped to the database.",
+    "Cost of answered requests by public prices, counted when they are shipped to the database.",
     "US dollars",
 )
 SHIPPED = _counter(
     "policyd_log_shipped_total",
     "",
-    "Entries of the decision log that the database was given, those of gateways that decide by "
-    "themselves included.",
+    "Entries of the decision log that were shipped to the database, those of gateways that decide "
+    "by themselves included.",
 )
 LOST = _counter(
     "policyd_log_lost_total",
@@ -126,15 +127,15 @@ SHIPPING_LAG = _gauge(
     "policyd_shipping_lag_seconds",
     "",
     "livemostrecent",
-    "Age of the oldest entry that the database was last given, as it was given; 0 where nothing "
-    "waits.",
+    "Age of the oldest of the entries that were last shipped to the database, at that moment; 0 "
+    "where none wait.",
     "seconds",
 )
 SPOOL_BYTES = _gauge(
     "policyd_spool_bytes",
     "",
     "livemostrecent",
-    "Bytes of entries in the spool that the database has not been given.",
+    "Bytes of entries in the spool that have not been shipped to the database.",
     "bytes",
 )
 SPOOL_LIMIT = _gauge(
@@ -151,20 +152,21 @@ REVISION = _gauge(
     "policyd_settings_revision",
     "",
     "livemin",
-    "Revision of the settings that are in force: of the worker that is furthest behind.",
+    "Revision of the settings in force, of the worker that is furthest behind.",
 )
 STALENESS = _gauge(
     "policyd_settings_staleness_seconds",
     "",
     "livemax",
-    "Time since the database last told the settings: of the worker that has waited longest.",
+    "Time since the database last gave or confirmed the settings, of the worker that has waited "
+    "longest.",
     "seconds",
 )
 KEYS = _gauge(
     "policyd_keys",
     "",
     "livemin",
-    "Secrets of API keys, with those that are kept after a rotation and those that have expired: "
+    "Secrets of API keys, with those that are kept after a rotation and those that have expired, "
     "in the worker that knows the fewest.",
 )
 DATABASE_UP = _gauge(
@@ -190,7 +192,7 @@ CONNECTIONS = _gauge(
     "policyd_connections",
     "listener",
     "livesum",
-    "Open connections. listener: http. (gRPC does not tell of its own.)",
+    "Open connections. listener: http. (gRPC does not report its own.)",
 )
 BODY_BYTES = _gauge(
     "policyd_body_bytes_held", "", "livesum", "Bytes of large bodies that are held.", "bytes"
@@ -223,8 +225,8 @@ UNDECIDED = _counter(
 GATEWAY_TOKENS = _counter(
     "policyd_gateway_tokens_total",
     "model kind",
-    "Tokens by the upstream's answers. model: as the answer names it, up to a number of models, "
-    "else other; kind: as above.",
+    "Tokens according to the upstream's answers. model: as the answer names it, for the first 200 "
+    "models, else other; kind: as above.",
     "tokens",
 )
 OUTCOMES_LOST = _counter(
@@ -247,7 +249,7 @@ BREAKER_OPEN = _gauge(
     "policyd_gateway_breaker_open",
     "",
     "livesum",
-    "Workers that do not connect to the upstream for now, as connecting failed again and again.",
+    "Workers that do not connect to the upstream for now, because connecting failed repeatedly.",
 )
 GATEWAY_REVISION = _gauge(
     "policyd_gateway_settings_revision",
@@ -259,7 +261,7 @@ GATEWAY_STALENESS = _gauge(
     "policyd_gateway_settings_staleness_seconds",
     "",
     "livemax",
-    "With --decide local: age of the settings, of the worker whose are oldest; beyond "
+    "With --decide local: age of the settings, of the worker with the oldest; beyond "
     "--max-staleness requests get no decision.",
     "seconds",
 )
@@ -279,7 +281,7 @@ GATEWAY_SPOOL_BYTES = _gauge(
 GATEWAY_CARRIED = _counter(
     "policyd_gateway_log_carried_total",
     "",
-    "With --decide local: entries of the decision log that policyd was given.",
+    "With --decide local: entries of the decision log that were handed to policyd.",
 )
 GATEWAY_LOST = _counter(
     "policyd_gateway_log_lost_total",

@@ -1,7 +1,7 @@
 """The metrics of all processes of one server, as one page for Prometheus.
 
-Each process has its files (folder.py). Those of a process that has ended are merged into one that
-stands for all of these: its counts stay, and its gauges go.
+Each process has its files (folder.py). The counts of a process that has ended are added to files
+that stand for all such processes, and its gauges go.
 """
 
 import os
@@ -26,7 +26,7 @@ _ENDED = "ended"
 
 
 class Exposition:
-    """Gives the metrics whose files are in `folder`, and the gauges that `read` tells."""
+    """Gives the metrics whose files are in `folder`, and the gauges that `read` returns."""
 
     def __init__(self, folder: Path, read: Callable[[], Reading]) -> None:
         self._folder = folder
@@ -83,11 +83,11 @@ class Exposition:
 
 
 def _is_running(process: int) -> bool:
-    """Whether it is this process or a child of it that runs."""
+    """Whether `process` is this process, or a child of it that runs."""
     if process == os.getpid():
         return True
     try:
-        # It stays for the one that waits for the child.
+        # WNOWAIT: its status stays for the code that waits for the child.
         return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:
         return False

@@ -1,8 +1,8 @@
 """The folder by which the processes of one server share their metrics, while it runs.
 
-Each process writes a few small files that prometheus-client keeps in memory, and the supervisor
-reads all of them. A file is mapped into memory, so it should be on no disk that may be full or
-slow: the folder is made where the system keeps files in memory, if it has such a place.
+Each process writes a few small files that prometheus-client maps into memory, and the supervisor
+reads all of them. So they should not be on a disk that may be full or slow: the folder is made
+where the system keeps files in memory, if it has such a file system.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ _ROOM = 16 * 2**20
 
 @contextmanager
 def metrics_folder() -> Iterator[Path]:
-    """Make the folder, for this process and those that it starts; it is removed at the end.
+    """Make the folder, for this process and those that it starts, and remove it at the end.
 
     Call it before anything imports prometheus_client, which looks for it once. Raises
     SettingsError.
@@ -58,17 +58,17 @@ def metrics_folder() -> Iterator[Path]:
 def _remove_left(place: Path) -> None:
     """Remove the folders of servers that were killed: nothing holds their locks any more."""
     for folder in place.glob(f"{_PREFIX}*"):
-        # An error: it is in use, another user's, or gone.
+        # On an error, the folder is in use, another user's, or gone.
         with suppress(OSError), open(folder / _LOCK, "rb", opener=_without_waiting) as lock:
             if not _is_ours(folder, lock.fileno()):
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.read(1):  # Otherwise it is just being made.
+            if lock.read(1):  # Otherwise another server is just making it.
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    # Every user may make a folder of this name, with a pipe in it that would be waited for.
+    # Any user may make a folder of this name, with a pipe in it that opening would wait for.
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
@@ -79,8 +79,8 @@ def _is_ours(folder: Path, lock: int) -> bool:
 
 
 def _place() -> Path:
-    """Where it is made: in memory, or where temporary files are."""
-    # A process is killed that finds no room for what it writes to memory.
+    """Where the folder is made: in memory, or where temporary files are."""
+    # The system kills a process that writes to mapped memory without room for it.
     has_room = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free >= _ROOM
     is_usable = has_room and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
     return _IN_MEMORY if is_usable else Path(tempfile.gettempdir())

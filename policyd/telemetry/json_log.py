@@ -1,4 +1,4 @@
-"""Log lines as JSON: one object a line, in ASCII, so that nothing in it ends the line.
+"""Log lines as JSON: one object per line, in ASCII, so that nothing in it ends the line.
 
 The standard library's records come in, and structlog's ProcessorFormatter renders them.
 """
@@ -21,7 +21,7 @@ _MAX_EVENT = 8 * 1024
 _MAX_TEXT = 1024
 """Characters of any other text."""
 _MAX_TRACEBACK = 32 * 1024
-"""Characters of a traceback, whose end is kept: it says what went wrong."""
+"""Characters of a traceback. Its end is kept, which says what went wrong."""
 _CUT = "…"
 _OTHER_HANDLERS = ("message", "asctime")
 """What another handler's formatter leaves on a record."""
@@ -30,8 +30,8 @@ _encoder = msgspec.json.Encoder()
 
 
 class _Json(ProcessorFormatter):
-    """A line of the access log, of which there are many, does without what others may need: its
-    fields are plain, short and free of secrets."""
+    """Formats records as JSON. Lines of the access log, which are many, skip what others need, as
+    their fields are plain, short and free of secrets already."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -41,7 +41,7 @@ class _Json(ProcessorFormatter):
 
 
 def _access(record: logging.LogRecord, ended: Ended) -> str:
-    """A line of the access log. What is in it is clean, and needs no escape of its own."""
+    """A line of the access log. Its fields are clean, and need no escaping of their own."""
     head = (
         f'{{"time":"{_time(ended.at)}","level":"{record.levelname.lower()}",'
         f'"logger":"{record.name}","event":"request","process":{os.getpid()},'
@@ -87,8 +87,8 @@ def _second(second: int) -> str:
 
 
 def _bound(_: Any, __: str, event: Any) -> Any:
-    """Take out secrets, before what is long is cut: the rest of one could not be told any more. And
-    call a traceback what it is."""
+    """Take out secrets before cutting long texts, after which part of a secret could not be
+    recognised; and rename `exception` to `traceback`."""
     for name in _OTHER_HANDLERS:
         event.pop(name, None)
     if traceback := event.pop("exception", None):

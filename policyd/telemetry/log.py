@@ -1,7 +1,7 @@
 """The log of a process, on stderr: text for readers, or JSON for collectors of logs.
 
-Every module logs by logging.getLogger(). What a line is about goes along in `extra`, under the one
-name that a thing has everywhere (decision_id, trace_id, api_key_id, operation, verdict, status,
+Every module logs by logging.getLogger(). What a line is about is passed in `extra`, under the one
+name that each thing has everywhere (decision_id, trace_id, api_key_id, operation, verdict, status,
 seconds, path, …): see docs/observability.md. The text shows the sentence alone, the JSON both.
 """
 
@@ -15,13 +15,13 @@ from policyd.telemetry.redaction import redacted
 FORMATS = (TEXT, JSON)
 _LINE_BREAK = re.compile(r"\r?\n")
 _CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
-"""What steers a terminal, or ends a line for some readers."""
+"""Characters that steer a terminal, or end a line for some readers."""
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _Text(logging.Formatter):
-    """A line of text. What follows it, such as a traceback, is in lines of its own, which are
-    indented: so nothing that a line quotes can pass for another line."""
+    """Formats records as text. What follows the first line, such as a traceback, is indented: so
+    nothing that a line quotes can pass for another line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -30,7 +30,7 @@ class _Text(logging.Formatter):
         return _LINE_BREAK.sub("\n    ", _CONTROL.sub(_escaped, redacted(super().format(record))))
 
     def _access(self, record: logging.LogRecord, ended: Ended) -> str:
-        """A line of the access log. What is in it is clean."""
+        """A line of the access log, which is clean already."""
         record.created, record.msecs = ended.at, ended.at % 1 * 1000
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {ended.line.text}"
 

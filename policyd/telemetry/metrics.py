@@ -1,6 +1,6 @@
 """The metrics of one process, kept where the supervisor finds them: see folder.py.
 
-Counters outlive the process, gauges end with it.
+Counters outlive the process; gauges end with it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Settable(Protocol):
     """A gauge."""
 
     def set(self, value: float) -> None:
-        """Set it."""
+        """Set its value."""
 
 
 class Metrics:
@@ -68,7 +68,7 @@ class Metrics:
                 metric.name, metric.meaning, metric.labels, buckets=bounds, registry=None
             )
         child = histogram.labels(*labels) if labels else histogram
-        # It has no public way to count many at once. Tests compare this with observe().
+        # Histogram has no public way to count many at once. Tests compare this with observe().
         buckets: list[Value] = child._buckets
         return Timing(child._upper_bounds[:-1], buckets, child._sum)
 
@@ -96,7 +96,7 @@ class Metrics:
                 one.flush()
 
     async def keep(self, look: Callable[[], None]) -> None:
-        """Flush, and `look` at what the gauges tell, every half second, until cancelled."""
+        """Set the gauges by `look`, and flush, every half second, until cancelled."""
         while True:
             try:
                 look()
@@ -108,14 +108,13 @@ class Metrics:
             await asyncio.sleep(_FLUSH)
 
     def end(self) -> None:
-        """Flush a last time, and forget this process's gauges, as what they told of has ended."""
+        """Flush a last time, and drop this process's gauges, as what they measured has ended."""
         self.flush()
         mark_process_dead(os.getpid())
 
 
 class Watch:
-    """Metrics of this process which look at what their gauges tell, each time they are handed
-    over."""
+    """Metrics of this process that set their gauges each time they are handed over, in _look()."""
 
     def __init__(self) -> None:
         self._metrics = this_process()
@@ -125,7 +124,7 @@ class Watch:
         await self._metrics.keep(self._look)
 
     def end(self) -> None:
-        """Hand over the last counts; the gauges end."""
+        """Hand over the last counts, and end the gauges."""
         self._look()
         self._metrics.end()
 

@@ -1,8 +1,8 @@
-"""Gauges that are read as Prometheus asks."""
+"""Gauges that are read when Prometheus asks."""
 
 from collections.abc import Iterable
 
 from policyd.telemetry.catalogue import Metric
 
 Reading = Iterable[tuple[Metric, tuple[str, ...], float]]
-"""Gauges: each with its labels' values and its own."""
+"""Gauges: each with the values of its labels, and its own value."""

@@ -1,4 +1,4 @@
-"""Secrets that a log line would hold are taken out of it, whatever wrote them there.
+"""Takes secrets out of log lines, whatever put them there.
 
 No line of ours holds one. But a line may quote what a library, a database or a client says, and a
 traceback ends with such a text.
@@ -8,18 +8,18 @@ import re
 
 _HIDDEN = "***"
 _SECRETS = re.compile(
-    # The password of a URL. One that holds @ ends at the last of them. What begins as a port is
-    # none, as an @ may stand in the path behind it. Bounded, so that many of them take linear time.
+    # The password of a URL. One that holds @ ends at the last of them. A port is no password, even
+    # with an @ in the path after it. Bounded, so that many of them take linear time.
     r"(?<=://)(?P<user>[^\s/:@\"']*):(?!\d{1,5}/)[^\s\"']{0,256}@"
     # A policyd key, and the keys of upstreams, whose beginning tells what they are.
     r"|up-[0-9A-Za-z]{48}|\bup-[0-9A-Za-z]{16,}|(?<![0-9A-Za-z])sk-[0-9A-Za-z_-]{16,}"
-    # What stands behind the scheme of an Authorization header.
+    # What stands after the scheme of an Authorization header.
     r"|\b(?P<scheme>[Bb]earer|BEARER|[Bb]asic)\s+[0-9A-Za-z._~+/=-]{6,}"
     # A password among the parameters of a PostgreSQL connection.
     r"|(?i:password)=(?:'[^']*'|[^\s&;,'\")]+)"
 )
 _SIGNS = ("://", "up-", "sk-", "earer", "EARER", "asic", "assword=", "ASSWORD=")
-"""One of these stands in each text with a secret. To look for them takes far less long."""
+"""Each text with a secret holds one of these. Looking for them is much quicker."""
 
 
 def redacted(text: str) -> str:

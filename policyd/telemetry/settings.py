@@ -1,5 +1,5 @@
-"""The settings that policyd and its gateway have alike, by which an operator has them tell of
-themselves. Each function declares one, for a field of that name."""
+"""The settings of logs, traces and metrics that policyd and its gateway share. Each function
+declares one, for a field of that name."""
 
 from policyd.command.address import Address
 from policyd.command.settings import setting
@@ -9,8 +9,8 @@ def access_log() -> bool:
     """Whether each request is a line of the log."""
     declared: bool = setting(
         False,
-        "Log each request in one line, by the logger access. Those without an API key in force are "
-        "counted instead.",
+        "Log each request in one line, by the logger access. Requests without an API key in force "
+        "are counted instead.",
     )
     return declared
 
@@ -30,8 +30,8 @@ def trace_sample() -> float:
     """The share of traces that are sent, 0 to 1."""
     declared: float = setting(
         1.0,
-        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
-        "hundred. Of a trace that comes with a request, the caller has decided.",
+        "The share of the traces that begin here that is sent, from 0 to 1: 0.01 is one in a "
+        "hundred. Where a trace comes with a request, its caller has decided.",
         least=0,
         most=1,
     )

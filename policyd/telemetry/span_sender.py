@@ -1,7 +1,8 @@
 """Sends finished spans to a collector, by OpenTelemetry's exporter, in a thread of its own.
 
-Nothing waits for the collector: the queue is bounded, and what finds it full is lost; so is what
-the collector does not take in _TIMEOUT seconds. Losses are counted, and logged now and then.
+Nothing waits for the collector: the queue is bounded, and a span that finds it full is lost; so is
+a batch that the collector does not take in _TIMEOUT seconds. Losses are counted, and logged now and
+then.
 """
 
 import logging
@@ -32,9 +33,9 @@ _BATCH = 512
 _PAUSE = 1.0
 """Seconds between two sends."""
 _TIMEOUT = 5.0
-"""Seconds that the collector has to take a batch, tries after a failure included."""
+"""Seconds that the collector has to take a batch, retries included."""
 _END = 2.0
-"""Seconds that the last spans have at the end."""
+"""Seconds for the last spans, at the end."""
 _TELL = 60.0
 """Seconds between two log lines that report losses."""
 _PATH = "/v1/traces"
@@ -65,7 +66,7 @@ class SpanSender:
         self._is_ending = False
         self._throttle = Throttle(_TELL)
         self._told = 0
-        # No process waits for it as it ends: the collector may hang.
+        # A daemon, so that no process waits for it at its end: the collector may hang.
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
         self._thread.start()
 
@@ -148,7 +149,7 @@ def span_sender(service: str, url: str) -> SpanSender:
     OpenTelemetry's own environment variables add to it: OTEL_RESOURCE_ATTRIBUTES,
     OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_CERTIFICATE.
     """
-    # The exporter would log each batch that fails, and what it logs may quote the collector.
+    # The exporter would log each batch that fails, perhaps with words of the collector's.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     endpoint = url.rstrip("/")
     endpoint += "" if endpoint.endswith(_PATH) else _PATH

@@ -1,10 +1,10 @@
 """Counts and timings that are kept in memory, and handed to prometheus-client now and then.
 
-To count in prometheus-client's files, which survive a process, takes microseconds each time, as
-long as a decision does; here it takes a tenth of that. A process that is killed loses what it has
-counted since the last flush, a second or less.
+Counting in prometheus-client's files, which survive a process, takes microseconds each time, as
+long as a decision does; counting here takes a tenth of that. A process that is killed loses what it
+has counted since the last flush, a second or less.
 
-Threads may add at once: `+=` of numbers calls nothing, and CPython changes threads at calls only.
+Several threads may add: `+=` of numbers calls nothing, and CPython switches threads only at calls.
 """
 
 from bisect import bisect_left
@@ -44,7 +44,7 @@ class Count:
 class Counts:
     """A counter's children, by the values of its labels. `child` makes one.
 
-    There are at most `most`: what comes beyond counts as OTHER, in all labels.
+    There are at most `most`: all others count together, as OTHER in every label.
     """
 
     def __init__(self, child: Callable[..., Value], most: int) -> None:
@@ -69,7 +69,7 @@ class Counts:
 
 
 class Timing:
-    """One child of a histogram: how many of what was timed took how long."""
+    """One child of a histogram: how many of the steps that were timed took how long."""
 
     __slots__ = ("_bounds", "_buckets", "_counts", "_sum", "_total")
 

@@ -1,6 +1,6 @@
 """W3C trace context: how one program tells the next which trace a request belongs to.
 
-See https://www.w3.org/TR/trace-context/. What is malformed counts as not there.
+See https://www.w3.org/TR/trace-context/. A malformed value counts as absent.
 """
 
 import random
@@ -18,7 +18,7 @@ _LOW = 2**64 - 1
 
 
 class TraceContext(NamedTuple):
-    """A place in a trace: the trace, and the span that what comes next is a child of."""
+    """A place in a trace: the trace, and the span that is the parent of what comes next."""
 
     trace_id: int
     span_id: int

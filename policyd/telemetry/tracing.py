@@ -1,14 +1,14 @@
-"""Traces: what each step of a request took, for a collector that speaks OTLP.
+"""Traces: how long each step of a request took, for a collector that speaks OTLP.
 
 The law: tracing changes no request, and no request waits for it.
 
-- A trace that comes (W3C trace context) is gone on with, and its parent says whether it is sampled;
-  of those that begin here, a share is. The decision is made once, at the server span: a request
-  that is not sampled makes no spans, and only passes its place in the trace on.
-- A finished span is put into a queue. A thread of its own sends what is there (span_sender.py);
-  what finds the queue full, or the collector away, is lost and counted.
-- No span holds a secret, a body or a header. Text that a client sent is cut. An end user stands in
-  it as a keyed hash, where an operator asks for that.
+- A trace that comes with a request (W3C trace context) is continued, and its parent says whether it
+  is sampled; of those that begin here, a share is. The server span settles that once: a request
+  that is not sampled makes no spans, and only passes on its place in the trace.
+- A finished span goes into a queue, which a thread of its own sends (span_sender.py); a span that
+  finds the queue full, or the collector away, is lost and counted.
+- No span holds a secret, a body or a header. Text that a client sent is cut. An end user is in it
+  only as a keyed hash, where an operator asks for that.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ MAX_TEXT = 256
 
 _URL = re.compile(r"https?://[0-9A-Za-z.\-_\[\]:]+(/[0-9A-Za-z.\-_~/]*)?")
 _LEAST_KEY = 16
-"""Characters of the key by which end users are hashed, at least."""
+"""Characters, at least, of the key by which end users are hashed."""
 
 Value = str | int | float | bool
 
@@ -73,11 +73,11 @@ class Sender(Protocol):
         """Take a span, to be sent later. It returns at once and never fails."""
 
     def close(self) -> None:
-        """Send what is there, as far as a bounded time suffices."""
+        """Send what is queued, within a bounded time."""
 
 
 class Span:
-    """A step of a sampled request, or of one that is not: then it only knows its place.
+    """A step of a request. Where that is not sampled, the span only knows its place in the trace.
 
     A context manager: an exception that ends the block marks the span as failed.
     """
@@ -125,23 +125,23 @@ class Span:
         return Span(self._sender, name, kind, context, self.context, began or time.time_ns())
 
     def set(self, **attributes: Value) -> None:
-        """Set attributes; an underscore in a name stands for a dot, a double one for itself. Those
-        that are empty are left out."""
+        """Set attributes; an underscore in a name stands for a dot, a double one for an underscore.
+        Empty ones are left out."""
         if self.context.is_sampled:
             self.set_all({_dotted(name): value for name, value in attributes.items()})
 
     def set_all(self, attributes: dict[str, Value]) -> None:
-        """Set attributes by their own names. Those that are empty are left out."""
+        """Set attributes by their own names. Empty ones are left out."""
         for name, value in attributes.items():
             if value != "":
-                # What a client sends, such as a model, may be a secret in the wrong place.
+                # A client may have put a secret into the wrong field, such as the model.
                 self.attributes[name] = (
                     redacted(value)[:MAX_TEXT] if isinstance(value, str) else value
                 )
 
     def end(self, ended: int | None = None, began: int | None = None) -> None:
-        """It has ended, now or at `ended` nanoseconds since 1970, and began when it was made, or at
-        `began`."""
+        """Note that the step ended, now or at `ended`, and began when the span was made, or at
+        `began`: both in nanoseconds since 1970."""
         if not self.context.is_sampled:
             return
         self._sender.put(
@@ -182,7 +182,7 @@ class Tracer:
     """Begins the span of each request, by the trace that it belongs to.
 
     Of the traces that begin here, a `share` (0 to 1) is sampled. `users_key` is the key of the hash
-    by which a span tells end users apart; without it, spans tell of none.
+    by which spans name end users; without it, they name none.
     """
 
     def __init__(self, sender: Sender, share: float, users_key: str = "") -> None:
@@ -196,7 +196,7 @@ class Tracer:
         """The server span of a request, which began now, or at `began` nanoseconds since 1970.
 
         `traceparent` are the values of its header; `given` is the trace ID that its client gives in
-        a header of policyd's, which counts where it has the form of one of W3C's.
+        policyd's own header, which counts where it has W3C's form.
         """
         parent = read_traceparent(traceparent)
         if parent is None:
@@ -210,7 +210,7 @@ class Tracer:
         )
 
     def user(self, end_user: str) -> str:
-        """The hash of an end user; empty where spans tell of none."""
+        """The hash of an end user; empty where spans name none."""
         if not self._users_key or not end_user:
             return ""
         text = end_user.encode("utf-8", "surrogatepass")
@@ -222,14 +222,14 @@ class Tracer:
 
 
 def start_tracing(service: str, url: str, share: float, users_key: str = "") -> Tracer | None:
-    """What traces go to the collector at `url` by, as those of `service`; None without a URL.
+    """The tracer that sends traces of `service` to the collector at `url`; None without a URL.
 
     Raises SettingsError where OpenTelemetry is not installed.
     """
     if not url:
         return None
     try:
-        # An extra, and a server without traces starts sooner without it.
+        # OpenTelemetry is an extra, and a server without traces starts sooner without it.
         from policyd.telemetry.span_sender import span_sender
     except ImportError as problem:
         package = problem.name or "opentelemetry"
@@ -251,7 +251,9 @@ def check_traces(url: str, users_key: str = "") -> None:
             "token for it goes into OTEL_EXPORTER_OTLP_HEADERS"
         )
     if users_key and not url:
-        raise SettingsError("--trace-users-file says what spans tell of: give --traces too")
+        raise SettingsError(
+            "--trace-users-file is for spans that name end users: give --traces too"
+        )
     if users_key and len(users_key) < _LEAST_KEY:
         raise SettingsError(
             f"--trace-users-file holds {len(users_key)} characters, and end users could be guessed "

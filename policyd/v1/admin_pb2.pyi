@@ -32,21 +32,21 @@ class _OverridePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overri
     OVERRIDE_POLICY_UNSPECIFIED: _OverridePolicy.ValueType  # 0
     """Not set."""
     OVERRIDE_POLICY_ANY: _OverridePolicy.ValueType  # 1
-    """Any request: the header can switch enforcement on and off."""
+    """Any request: the header can tighten the setting, weaken it, or switch it off."""
     OVERRIDE_POLICY_TIGHTEN_ONLY: _OverridePolicy.ValueType  # 2
-    """The header can only switch enforcement on."""
+    """The header can only tighten the setting."""
     OVERRIDE_POLICY_LOCKED: _OverridePolicy.ValueType  # 3
     """The header is ignored."""
 
 class OverridePolicy(_OverridePolicy, metaclass=_OverridePolicyEnumTypeWrapper):
-    """Which requests may override a key's setting with the header x-usagepanda-enforce-user-ids."""
+    """Which requests may override a setting with the policy's header, such as x-usagepanda-enforce-user-ids."""
 
 OVERRIDE_POLICY_UNSPECIFIED: OverridePolicy.ValueType  # 0
 """Not set."""
 OVERRIDE_POLICY_ANY: OverridePolicy.ValueType  # 1
-"""Any request: the header can switch enforcement on and off."""
+"""Any request: the header can tighten the setting, weaken it, or switch it off."""
 OVERRIDE_POLICY_TIGHTEN_ONLY: OverridePolicy.ValueType  # 2
-"""The header can only switch enforcement on."""
+"""The header can only tighten the setting."""
 OVERRIDE_POLICY_LOCKED: OverridePolicy.ValueType  # 3
 """The header is ignored."""
 Global___OverridePolicy: _TypeAlias = OverridePolicy  # noqa: Y015
@@ -164,12 +164,15 @@ class ApiKey(_message.Message):
     etag: _builtins.str
     """Identifies this state of the key. An update with it fails if the key has changed since."""
     suffix: _builtins.str
-    """The last four characters of the key, by which people recognise it. Empty: not known, as of a key that
-    an older version of policyd made, or of which only a digest was given.
+    """The last four characters of the key, by which people recognise it. Empty: not known, as for a key that
+    an older version of policyd made, or one of which only a digest was given.
     """
     @_builtins.property
     def accept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The identifiers that count as a user: "user", "safety_identifier". Empty: both."""
+        """The places in which an end user counts: "user", "safety_identifier", "metadata.user_id",
+        "user_security_context.end_user_id", or "header:NAME" with a header's name in lower case. Empty: the
+        first two.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -225,7 +228,7 @@ Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
 
 @_typing.final
 class PolicySetting(_message.Message):
-    """A key's setting of one policy."""
+    """A setting of one policy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -537,7 +540,7 @@ class RotateApiKeyRequest(_message.Message):
     """If given, the call fails if the key has changed since."""
     @_builtins.property
     def keep_previous(self) -> _duration_pb2.Duration:
-        """How long the secret before stays valid. Unset: 24 hours; 0: it ends at once. At most 90 days."""
+        """How long the previous secret stays valid. Unset: 24 hours; 0: it ends at once. At most 90 days."""
 
     def __init__(
         self,
@@ -595,7 +598,7 @@ class ApplyRequest(_message.Message):
     prune: _builtins.bool
     """Whether policyd revokes the keys that are not declared."""
     dry_run: _builtins.bool
-    """Whether to tell the changes only, and make none."""
+    """Whether policyd only reports the changes, and makes none."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeclaredKey]:
         """The keys, each with a name of its own. The fields id, create_time, update_time, revoke_time, revision,
@@ -624,7 +627,7 @@ Global___ApplyRequest: _TypeAlias = ApplyRequest  # noqa: Y015
 
 @_typing.final
 class DeclaredKey(_message.Message):
-    """A key that should be there."""
+    """A key that should exist."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -934,7 +937,7 @@ class AuditRecord(_message.Message):
     api_key_name: _builtins.str
     """The name that the key had then."""
     before: _builtins.str
-    """What changed, as a JSON object of the fields before. No secret is in it."""
+    """What changed, as a JSON object of the fields before. It holds no secret."""
     after: _builtins.str
     """The same fields after."""
     revision: _builtins.int
@@ -1209,7 +1212,7 @@ class LoggedDecision(_message.Message):
 
     @_builtins.property
     def explanation(self) -> _policy_pb2.Explanation:
-        """Why policyd decided so."""
+        """Why policyd decided as it did."""
 
     @_builtins.property
     def outcome(self) -> _policy_pb2.Outcome:
@@ -1321,7 +1324,7 @@ class GetLogStatusResponse(_message.Message):
     of the log at once. Empty: it deletes all that it should.
     """
     retention_waiting: _builtins.int
-    """Number of decisions that it would delete, at least."""
+    """How many decisions it would delete, at least."""
     database_problem: _builtins.str
     """Why the database takes no changes, though it answers: it is read-only, a standby, full or locked.
     Decisions go on and wait in the workers' spools; API keys cannot be changed. Empty: it takes changes.

@@ -173,15 +173,15 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateApiKey(self, request, context):
-        """Gives a key a new secret. The secret before it stays valid for as long as the request says.
+        """Gives a key a new secret. The previous secret stays valid for as long as the request says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Apply(self, request, context):
-        """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
-        revision or nothing.
+        """Brings the keys, known by their names, and the server's defaults to what the request declares: all of it
+        in one revision, or nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

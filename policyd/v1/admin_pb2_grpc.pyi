@@ -63,10 +63,10 @@ class AdminServiceStub:
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]
     """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
     RotateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateApiKeyRequest, _admin_pb2.RotateApiKeyResponse]
-    """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+    """Gives a key a new secret. The previous secret stays valid for as long as the request says."""
     Apply: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApplyRequest, _admin_pb2.ApplyResponse]
-    """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
-    revision or nothing.
+    """Brings the keys, known by their names, and the server's defaults to what the request declares: all of it
+    in one revision, or nothing.
     """
     GetDefaults: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDefaultsRequest, _admin_pb2.GetDefaultsResponse]
     """Reads the server's defaults."""
@@ -114,10 +114,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateApiKeyRequest, _admin_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
-    """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+    """Gives a key a new secret. The previous secret stays valid for as long as the request says."""
     Apply: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApplyRequest, _admin_pb2.ApplyResponse]  # type: ignore[assignment]
-    """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
-    revision or nothing.
+    """Brings the keys, known by their names, and the server's defaults to what the request declares: all of it
+    in one revision, or nothing.
     """
     GetDefaults: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDefaultsRequest, _admin_pb2.GetDefaultsResponse]  # type: ignore[assignment]
     """Reads the server's defaults."""
@@ -198,7 +198,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RotateApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RotateApiKeyResponse, _abc.Awaitable[_admin_pb2.RotateApiKeyResponse]]:
-        """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+        """Gives a key a new secret. The previous secret stays valid for as long as the request says."""
 
     @_abc_1.abstractmethod
     def Apply(
@@ -206,8 +206,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ApplyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ApplyResponse, _abc.Awaitable[_admin_pb2.ApplyResponse]]:
-        """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
-        revision or nothing.
+        """Brings the keys, known by their names, and the server's defaults to what the request declares: all of it
+        in one revision, or nothing.
         """
 
     @_abc_1.abstractmethod

@@ -33,14 +33,14 @@ class LocalDecisionServiceStub:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
-    POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+    POSITION_MOVED     ABORTED             the file is appended up to another byte than the chunk's start: resume
+    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  no more gateways may follow this worker of policyd, or append
     GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
     sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
-    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions are of another installation's
+    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions belong to another installation's
     database than this policyd's
     UNAUTHENTICATED    UNAUTHENTICATED     the bearer token is missing or wrong
     INTERNAL           INTERNAL            a fault of policyd: its log has the details
@@ -72,14 +72,14 @@ class LocalDecisionServiceServicer:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
-    POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+    POSITION_MOVED     ABORTED             the file is appended up to another byte than the chunk's start: resume
+    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  no more gateways may follow this worker of policyd, or append
     GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
     sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
-    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions are of another installation's
+    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions belong to another installation's
     database than this policyd's
     UNAUTHENTICATED    UNAUTHENTICATED     the bearer token is missing or wrong
     INTERNAL           INTERNAL            a fault of policyd: its log has the details
@@ -88,9 +88,9 @@ class LocalDecisionServiceServicer:
     def WatchKeys(self, request_iterator, context):
         """Follows the settings of all keys. The first request states which settings the follower has; each later
         one, which settings have come into force there. policyd answers with a heartbeat at once and then every
-        second; with a snapshot where the follower has no settings, or such as policyd's memory of recent
-        changes does not reach; and then with each change. A follower that is up to date gets a `complete` first,
-        as what holds where a key sets nothing may be other than before, and then heartbeats only.
+        second; with a snapshot, where the follower has no settings, or settings that policyd's memory of recent
+        changes does not reach back to; and then with each change. A follower that is up to date first gets a
+        `complete`, as the defaults may differ from those that it has, and then only heartbeats.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,11 +98,11 @@ class LocalDecisionServiceServicer:
 
     def AppendDecisions(self, request_iterator, context):
         """Appends the entries of a spool to the decision log. Each request gets one response, in order. A stream
-        is of one spool, which its first request, a resume, names. Every request may be sent again: how far a
+        serves one spool, which its first request, a resume, names. Every request may be sent again: how far a
         file is appended is committed with its entries. An error ends the stream. policyd ends it, without an
         error, after 40 s without a request, or once it is 90 s old: a gateway makes no request on a stream that is
-        30 s old, and begins another. Where as many streams append as may, the one that has waited longest for its
-        gateway ends with TOO_MANY_GATEWAYS.
+        30 s old, and begins another. Where no more streams may append, the one that has waited longest for its
+        gateway makes room for a new one, and ends with TOO_MANY_GATEWAYS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,14 +137,14 @@ class LocalDecisionService:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
-    POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+    POSITION_MOVED     ABORTED             the file is appended up to another byte than the chunk's start: resume
+    TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  no more gateways may follow this worker of policyd, or append
     GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
     sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
-    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions are of another installation's
+    WRONG_DATABASE     UNAVAILABLE         the gateway's settings or decisions belong to another installation's
     database than this policyd's
     UNAUTHENTICATED    UNAUTHENTICATED     the bearer token is missing or wrong
     INTERNAL           INTERNAL            a fault of policyd: its log has the details

@@ -35,9 +35,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_ABSENT: _ModelState.ValueType  # 2
     """The body names no model."""
     MODEL_STATE_NOT_STRING: _ModelState.ValueType  # 3
-    """It is no string."""
+    """It is not a string."""
     MODEL_STATE_CONFLICTING: _ModelState.ValueType  # 4
-    """The body names two models that differ."""
+    """The body names two models that differ, or one that some servers do not find."""
     MODEL_STATE_TOO_LONG: _ModelState.ValueType  # 5
     """A string of more than 256 characters."""
 
@@ -51,9 +51,9 @@ MODEL_STATE_GIVEN: ModelState.ValueType  # 1
 MODEL_STATE_ABSENT: ModelState.ValueType  # 2
 """The body names no model."""
 MODEL_STATE_NOT_STRING: ModelState.ValueType  # 3
-"""It is no string."""
+"""It is not a string."""
 MODEL_STATE_CONFLICTING: ModelState.ValueType  # 4
-"""The body names two models that differ."""
+"""The body names two models that differ, or one that some servers do not find."""
 MODEL_STATE_TOO_LONG: ModelState.ValueType  # 5
 """A string of more than 256 characters."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
@@ -67,11 +67,11 @@ class _NumberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NumberSta
     NUMBER_STATE_UNSPECIFIED: _NumberState.ValueType  # 0
     """Unknown."""
     NUMBER_STATE_GIVEN: _NumberState.ValueType  # 1
-    """A whole number, which stands in the field beside."""
+    """A whole number, which has a field of its own."""
     NUMBER_STATE_ABSENT: _NumberState.ValueType  # 2
     """The body has none."""
     NUMBER_STATE_INVALID: _NumberState.ValueType  # 3
-    """It is no whole number that can be, or cannot be counted."""
+    """It is not a valid whole number, or cannot be counted."""
 
 class NumberState(_NumberState, metaclass=_NumberStateEnumTypeWrapper):
     """What a number in a request's body is."""
@@ -79,11 +79,11 @@ class NumberState(_NumberState, metaclass=_NumberStateEnumTypeWrapper):
 NUMBER_STATE_UNSPECIFIED: NumberState.ValueType  # 0
 """Unknown."""
 NUMBER_STATE_GIVEN: NumberState.ValueType  # 1
-"""A whole number, which stands in the field beside."""
+"""A whole number, which has a field of its own."""
 NUMBER_STATE_ABSENT: NumberState.ValueType  # 2
 """The body has none."""
 NUMBER_STATE_INVALID: NumberState.ValueType  # 3
-"""It is no whole number that can be, or cannot be counted."""
+"""It is not a valid whole number, or cannot be counted."""
 Global___NumberState: _TypeAlias = NumberState  # noqa: Y015
 
 class _UserState:
@@ -267,9 +267,9 @@ class _OverrideIgnoredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overr
     OVERRIDE_IGNORED_UNSPECIFIED: _OverrideIgnored.ValueType  # 0
     """It was not ignored, or there was none."""
     OVERRIDE_IGNORED_LOCKED: _OverrideIgnored.ValueType  # 1
-    """The key allows no override."""
+    """The setting is locked: no header overrides it."""
     OVERRIDE_IGNORED_TIGHTEN_ONLY: _OverrideIgnored.ValueType  # 2
-    """The key allows an override only to enforce."""
+    """A header may only tighten the setting, and this one would weaken it."""
     OVERRIDE_IGNORED_INVALID: _OverrideIgnored.ValueType  # 3
     """Its value is not valid, or two headers differ."""
 
@@ -279,9 +279,9 @@ class OverrideIgnored(_OverrideIgnored, metaclass=_OverrideIgnoredEnumTypeWrappe
 OVERRIDE_IGNORED_UNSPECIFIED: OverrideIgnored.ValueType  # 0
 """It was not ignored, or there was none."""
 OVERRIDE_IGNORED_LOCKED: OverrideIgnored.ValueType  # 1
-"""The key allows no override."""
+"""The setting is locked: no header overrides it."""
 OVERRIDE_IGNORED_TIGHTEN_ONLY: OverrideIgnored.ValueType  # 2
-"""The key allows an override only to enforce."""
+"""A header may only tighten the setting, and this one would weaken it."""
 OVERRIDE_IGNORED_INVALID: OverrideIgnored.ValueType  # 3
 """Its value is not valid, or two headers differ."""
 Global___OverrideIgnored: _TypeAlias = OverrideIgnored  # noqa: Y015
@@ -401,9 +401,9 @@ class EvaluateRequest(_message.Message):
     again.
     """
     in_scope: _builtins.bool
-    """Whether "Enforce User IDs" applies to the call, for a caller that has no method and path to give.
-    false: it does not, as for an MCP tool call. Unset or true: the request is in scope. Where a method or
-    a path is given, policyd does not read this.
+    """Whether the call is in scope, for a caller that has no method and path to give. false: it is not, as
+    for an MCP tool call. Unset or true: it is. Where a method or a path is given, policyd does not read
+    this.
     """
     idempotency_key: _builtins.str
     """Lets a caller ask again without a second decision in the log. It is 12 lower-case hexadecimal digits
@@ -421,7 +421,7 @@ class EvaluateRequest(_message.Message):
     `max_output_tokens` at the body's top level. Unset: token_limit_state counts.
     """
     token_limit_state: Global___NumberState.ValueType
-    """What the token limit is, where it is no number."""
+    """What the token limit is, where it is not a number."""
     choices: _builtins.int
     """How many choices the request asks for: the body's `n`. Unset: one. policyd multiplies the token limit
     by it.
@@ -431,7 +431,7 @@ class EvaluateRequest(_message.Message):
     given as a number counts as four. Unset: prompt_characters_state counts.
     """
     prompt_characters_state: Global___NumberState.ValueType
-    """What the number of characters is, where it is no number."""
+    """What the number of characters is, where it is not a number."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The request's headers, in order, with repeats. policyd reads x-usagepanda-*, Content-Type,
@@ -446,8 +446,8 @@ class EvaluateRequest(_message.Message):
 
     @_builtins.property
     def end_users(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndUser]:
-        """Further places of an end user than the two above. A place that is not named here, and needs no body to
-        be known, holds no end user.
+        """Places of an end user other than the two above. A header that is named neither here nor in `headers`
+        holds no end user.
         """
 
     def __init__(
@@ -526,7 +526,7 @@ class EndUser(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     place: _builtins.str
     """"metadata.user_id", "user_security_context.end_user_id", or "header:NAME" with a header's name in lower
-    case. One of a header counts only if policyd's operator trusts that header.
+    case. An end user in a header counts only if policyd's operator trusts that header.
     """
     state: Global___UserState.ValueType
     """What stands there."""
@@ -658,7 +658,7 @@ class EvaluateResponse(_message.Message):
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
-        """Why policyd decided so."""
+        """Why policyd decided as it did."""
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyResult]:
@@ -707,8 +707,8 @@ class PolicyResult(_message.Message):
     mode: Global___EnforceMode.ValueType
     """The mode in force for the request."""
     value: _builtins.str
-    """The setting's value: "500", "gpt-4*,o1". Empty: the policy has none, or is off. Of one longer
-    than 300 characters it is the beginning, and an ellipsis.
+    """The setting's value: "500", "gpt-4*,o1". Empty: the policy has none, or is off. A value of more than 300
+    characters is cut, and ends with an ellipsis.
     """
     source: Global___SettingSource.ValueType
     """Where the setting comes from."""
@@ -773,7 +773,7 @@ Global___Denial: _TypeAlias = Denial  # noqa: Y015
 
 @_typing.final
 class Flag(_message.Message):
-    """A flag: a mark on a request in the log."""
+    """A flag: a mark on a decision in the log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -800,7 +800,7 @@ Global___Flag: _TypeAlias = Flag  # noqa: Y015
 @_typing.final
 class Explanation(_message.Message):
     """Why policyd decided as it did. mode, source and override_ignored are those of "Enforce User IDs"; those of
-    every policy stand in the results.
+    every policy are in the results.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -820,17 +820,17 @@ class Explanation(_message.Message):
     override_ignored: Global___OverrideIgnored.ValueType
     """Why the request's override header was ignored, if it was."""
     in_scope: _builtins.bool
-    """Whether "Enforce User IDs" applies to the request's method and path."""
+    """Whether the request's method and path are in scope."""
     operation: _builtins.str
     """The operation: chat_completion, completion, image_generation, image_edit, image_variation, embedding,
     response, decision, chatkit_session, message, live_session, live_accept, or one of the realtime_…
     operations that `policyd policies` lists. Empty: out of scope, or unknown.
     """
     user_state: Global___UserState.ValueType
-    """What the identifier is that the decision rests on."""
+    """The state of the end-user identifier that the decision rests on."""
     identifier: _builtins.str
-    """The identifier that the decision rests on: user or safety_identifier. Empty: the endpoint has none
-    that the key accepts, nor user, or the request is out of scope.
+    """The place of the end-user identifier that the decision rests on: user, safety_identifier, header:NAME …
+    Empty: the endpoint has no place that the key accepts, nor user, or the request is out of scope.
     """
     summary: _builtins.str
     """The explanation as a sentence."""
@@ -1188,7 +1188,7 @@ class ReportOutcomeResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """How many it accepted."""
+    """How many outcomes it accepted."""
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedOutcome]:
         """The outcomes that it rejected because they are malformed: do not send them again."""

@@ -118,7 +118,7 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckKey(self, request, context):
-        """Tells whether an API key is in force, and whether a decision needs the request's body. It decides and
+        """Says whether an API key is in force, and whether a decision needs the request's body. It decides and
         logs nothing. Call it before holding a large body. If no body is needed, call Evaluate with
         USER_STATE_TOO_LARGE in place of what the body has.
         """

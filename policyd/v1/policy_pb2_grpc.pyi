@@ -62,7 +62,7 @@ class PolicyServiceStub:
     BatchEvaluate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]
     """Decides many requests in one call. Under load, each costs much less than with Evaluate."""
     CheckKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CheckKeyRequest, _policy_pb2.CheckKeyResponse]
-    """Tells whether an API key is in force, and whether a decision needs the request's body. It decides and
+    """Says whether an API key is in force, and whether a decision needs the request's body. It decides and
     logs nothing. Call it before holding a large body. If no body is needed, call Evaluate with
     USER_STATE_TOO_LARGE in place of what the body has.
     """
@@ -103,7 +103,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     BatchEvaluate: _aio.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]  # type: ignore[assignment]
     """Decides many requests in one call. Under load, each costs much less than with Evaluate."""
     CheckKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.CheckKeyRequest, _policy_pb2.CheckKeyResponse]  # type: ignore[assignment]
-    """Tells whether an API key is in force, and whether a decision needs the request's body. It decides and
+    """Says whether an API key is in force, and whether a decision needs the request's body. It decides and
     logs nothing. Call it before holding a large body. If no body is needed, call Evaluate with
     USER_STATE_TOO_LARGE in place of what the body has.
     """
@@ -159,7 +159,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.CheckKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.CheckKeyResponse, _abc.Awaitable[_policy_pb2.CheckKeyResponse]]:
-        """Tells whether an API key is in force, and whether a decision needs the request's body. It decides and
+        """Says whether an API key is in force, and whether a decision needs the request's body. It decides and
         logs nothing. Call it before holding a large body. If no body is needed, call Evaluate with
         USER_STATE_TOO_LARGE in place of what the body has.
         """

@@ -15,7 +15,7 @@ from policyd.descriptor.body_memory import AT_ONCE, SMALL, Bodies
 from policyd.descriptor.body_readers import READERS, BodyReaders
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.pieces import Pieces
-from policyd.descriptor.reader_process import Told, read_answer
+from policyd.descriptor.reader_process import BodyContext, read_answer
 from policyd.engine import endpoints
 from policyd.errors import BodiesFull
 
@@ -24,7 +24,7 @@ LARGE = AT_ONCE + 1
 LIMIT = 4 * MIB
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
 EDITS = endpoints.ENDPOINTS["/images/edits"]
-PLAIN = Told("application/json", "", CHAT, LIMIT)
+PLAIN = BodyContext("application/json", "", CHAT, LIMIT)
 CODED = PLAIN._replace(content_encoding="gzip")
 
 
@@ -57,7 +57,7 @@ async def bodies() -> AsyncIterator[Bodies]:
     ],
     ids=["small", "large", "small when decompressed", "compressed"],
 )
-async def test_one_threshold(bodies: Bodies, body: bytes, about: Told, counted: int) -> None:
+async def test_one_threshold(bodies: Bodies, body: bytes, about: BodyContext, counted: int) -> None:
     """A body that is large, if only decompressed, is read in another process, and that one's copy
     is counted meanwhile; any other is read at once."""
     most = 0
@@ -142,12 +142,12 @@ async def test_no_room_for_the_copy() -> None:
             b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n'
             + "Zo\u00eb".encode() * LARGE
             + b"\r\n--B--",
-            Told("multipart/form-data; boundary=B", "", EDITS, LIMIT),
+            BodyContext("multipart/form-data; boundary=B", "", EDITS, LIMIT),
         ),
         (chat(LARGE).replace(b'"user"', b'"metadata":{"user_id":"bob"},"user"'), PLAIN),
     ],
 )
-async def test_the_same_attributes(bodies: Bodies, body: bytes, about: Told) -> None:
+async def test_the_same_attributes(bodies: Bodies, body: bytes, about: BodyContext) -> None:
     """Another process finds in a body what this one finds, unreadable ones among them."""
     with bodies.hold() as held:
         assert await bodies.read(held, 0, Pieces(body), PLAIN._replace(limit=0)) == read_body(

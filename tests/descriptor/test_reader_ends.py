@@ -18,12 +18,13 @@ PARENT = """
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from policyd.descriptor.body_readers import _Reader
-from policyd.descriptor.reader_process import Told, told
+from policyd.descriptor.reader_process import BodyContext, heading
 
 async def main():
     starter = ThreadPoolExecutor(1)
     idle, busy = await _Reader.start(starter), await _Reader.start(starter)
-    busy._bodies.write(told(Told("application/json", "", None, 2**22), 2**20) + b"{" * 2**19)
+    about = BodyContext("application/json", "", None, 2**22)
+    busy._bodies.write(heading(about, 2**20) + b"{" * 2**19)
     await busy._bodies.drain()
     print(idle.process, busy.process, flush=True)
     await asyncio.sleep(600)

@@ -12,7 +12,7 @@ from policyd.engine.places import (
     SAFETY_IDENTIFIER,
     USER,
     accept_problem,
-    are_identifiers,
+    can_accept,
 )
 from policyd.engine.settings import KeySettings
 
@@ -232,7 +232,7 @@ def test_the_method_in_force() -> None:
 )
 def test_accepted_places(accept: tuple[str, ...]) -> None:
     """A key accepts one to eight places of a body and headers."""
-    assert are_identifiers(accept)
+    assert can_accept(accept)
     assert KeySettings("key_test", accept=accept).accept == accept
 
 
@@ -253,7 +253,7 @@ REJECTED = {
 )
 def test_rejected_places(accept: tuple[str, ...]) -> None:
     """An error says which place is wrong, and which there are."""
-    assert not are_identifiers(accept)
+    assert not can_accept(accept)
     assert REJECTED[accept] in accept_problem(accept)
     with pytest.raises(ValueError, match="accept "):
         KeySettings("key_test", accept=accept)

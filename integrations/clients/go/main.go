@@ -45,7 +45,7 @@ const (
 	}]}`
 )
 
-// A policyd that has vanished is noticed after 12 s, not after minutes: then there is another connection.
+// With these, a gateway notices after 12 s, not after minutes, that policyd has vanished, and reconnects.
 var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}
 
 // By default, Go's pause between two connections grows to two minutes.
@@ -104,7 +104,7 @@ func serve(listen, policyd string, timeout time.Duration, upstream string) error
 
 func newGateway(policyd policy.PolicyServiceClient, timeout time.Duration, upstream *url.URL) *gateway {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableCompression = true // Answers go back as they came.
+	transport.DisableCompression = true // Answers go back unchanged.
 	g := &gateway{policyd: policyd, policyTimeout: timeout, upstream: upstream}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
@@ -194,7 +194,7 @@ func (g *gateway) describe(r *http.Request, body []byte) *policy.EvaluateRequest
 	return asked
 }
 
-// newKey makes a key that is the same at each attempt to ask, so that policyd decides and logs it once.
+// newKey makes a key that each attempt at a call repeats, so that policyd decides and logs it once.
 func newKey() string {
 	var random [10]byte
 	rand.Read(random[:])
@@ -239,7 +239,7 @@ func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 	}
 	r.Out.URL = &url.URL{
 		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
-		Opaque:   path, // So that net/url spells nothing anew.
+		Opaque:   path, // net/url does not respell this.
 		RawQuery: query, ForceQuery: hasQuery,
 	}
 	for name := range r.Out.Header {

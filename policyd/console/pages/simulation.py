@@ -11,7 +11,7 @@ from starlette.routing import Route
 from policyd.console.view.render import console, is_fragment, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
-from policyd.engine.places import are_identifiers
+from policyd.engine.places import can_accept
 from policyd.engine.policy import Policy
 from policyd.engine.settings import ApiKey, KeySettings, Setting, Settings
 from policyd.engine.states import Mode, Override
@@ -74,7 +74,7 @@ def _alone(policy: Policy, typed: TypedSettings) -> Settings:
 
 def _accept(key: ApiKey, typed: TypedSettings) -> tuple[str, ...]:
     accept = typed.accept(key.accept)
-    return accept if are_identifiers(accept) else key.accept
+    return accept if can_accept(accept) else key.accept
 
 
 ROUTES = [

@@ -1,7 +1,7 @@
 """The database's forms, one after the other, as Alembic migrations.
 
-A migration only expands: the version before still works on the result, and can be started again.
-So a database says two things of itself: its form, and the oldest version that still works on it.
+A migration only expands: the previous version still works on the result, and can be started again.
+So a database says two things about itself: its form, and the oldest version that works on it.
 
     schema_version   the form: the last migration that has run
     schema_form      `works_from`: versions that know this migration or a later one can use it;
@@ -26,9 +26,9 @@ NEEDS = "0015"
 VERSION_TABLE = "schema_version"
 _OLD_TABLE = "alembic_version"
 _OLD_HEAD = "0005"
-"""What versions that do not know `schema_form` take for the newest form."""
+"""The form that versions which do not know `schema_form` take for the newest."""
 
-# Any number that no other program locks in the same database will do.
+# Any number will do that no other program locks in the same database.
 POSTGRESQL_LOCK = 0x706F6C69637964
 
 _Form = sa.table("schema_form", sa.column("works_from"), sa.column("reason"))
@@ -39,7 +39,7 @@ class Form:
     """The form of a database, and which versions can use it."""
 
     revision: str | None
-    """None: it has no tables of policyd's."""
+    """None: the database has no tables of policyd's."""
     works_from: str = ""
     reason: str = ""
 
@@ -72,7 +72,7 @@ class Form:
 
 
 def form(connection: sa.Connection) -> Form:
-    """What the database says of its form."""
+    """What the database says about its form."""
     tables = sa.inspect(connection)
     old = _number(connection, tables, _OLD_TABLE)
     if old is not None and old > _OLD_HEAD:
@@ -100,7 +100,7 @@ def close(connection: sa.Connection, reason: str) -> None:
 def upgrade(connection: sa.Connection, to: str = HEAD) -> None:
     """Bring the database to the form `to`, in the transaction that `connection` is in.
 
-    One that is newer stays as it is. Raises StoreUnusable where this version cannot work on it.
+    A newer form stays as it is. Raises StoreUnusable where this version cannot work on it.
     """
     found = form(connection)
     if not found.is_behind:
@@ -151,7 +151,7 @@ def _config(connection: sa.Connection | None) -> "Config":
 
 
 def _take_over(connection: sa.Connection, revision: str) -> None:
-    """Copy the form from where old versions have noted it to where this one looks for it."""
+    """Copy the form from where old versions noted it to where this one looks for it."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         number = sa.Column("version_num", sa.String(32), primary_key=True)
         table = sa.Table(VERSION_TABLE, sa.MetaData(), number)

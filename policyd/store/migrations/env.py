@@ -1,4 +1,4 @@
-"""Alembic runs this file: it gives the connection that migrations.upgrade() put in."""
+"""Alembic runs this file, which gives it the connection from migrations.upgrade()."""
 
 from alembic import context
 

@@ -71,7 +71,7 @@ function connect(address: string): PolicyServiceClient {
     "grpc.service_config": JSON.stringify(CALLS),
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
-    // A policyd that has vanished is noticed after 12 s, not after minutes: then there is another connection.
+    // The gateway notices after 12 s, not after minutes, that policyd has vanished, and reconnects.
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 2_000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -138,7 +138,7 @@ function describe(request: IncomingMessage, body: Buffer): EvaluateRequest {
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
-    // The same at each attempt, so that policyd decides and logs it once.
+    // Each attempt at a call repeats this key, so that policyd decides and logs it once.
     idempotencyKey: Date.now().toString(16).padStart(12, "0") + randomBytes(10).toString("hex"),
     ...(body.length > MAX_BODY ? { userState: "USER_STATE_TOO_LARGE" } : { rawBody: { content: body } }),
   };
@@ -176,7 +176,7 @@ async function forward(request: IncomingMessage, response: ServerResponse, begun
   }
 }
 
-/** The whole body: what has been read of it, and the rest. */
+/** The whole body: the part that was read already, then the rest. */
 function body(begun: Buffer, request: IncomingMessage): Readable {
   return Readable.from(
     (async function* () {

@@ -16,6 +16,6 @@ def upgrade() -> None:
         sa.Column("password_hash", sa.String(300), nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
     )
-    # Sessions of another database, under the same token, are of another epoch.
+    # Random, so that sessions of another database with the same token are not valid here.
     epoch = secrets.randbits(48)
     op.bulk_insert(administrator, [{"id": 1, "password_hash": "", "epoch": epoch}])

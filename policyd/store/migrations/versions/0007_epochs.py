@@ -1,6 +1,6 @@
 """A random epoch for each revision, and what workers tell of it and of their clocks.
 
-A trigger writes the epoch, so that changes which the version before makes have one too.
+A trigger writes the epoch, so that changes which the previous version makes have one, too.
 """
 
 import secrets
@@ -11,7 +11,7 @@ from alembic import op
 revision = "0007"
 down_revision = "0006"
 
-# The epochs of the newest 10,000 revisions stay. A reader that is further behind reads everything.
+# The epochs of the newest 10,000 revisions stay. A worker that is further behind reads all keys.
 _SQLITE = """
 CREATE TRIGGER revision_epoch AFTER UPDATE OF value ON revision
 BEGIN

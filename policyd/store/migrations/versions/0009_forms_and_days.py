@@ -1,7 +1,7 @@
 """Which versions can use a form, how far retention may go, and on PostgreSQL the log by days.
 
-On PostgreSQL the log becomes a table of partitions, of which the rows that are there are one: none
-is written anew. Where the constraint `decisions_before` is valid, none is read either.
+On PostgreSQL the log becomes a table of partitions. The present rows become one of them, so none is
+rewritten. Where the constraint `decisions_before` is valid, none is read either.
 """
 
 import re
@@ -65,7 +65,7 @@ def _partition(connection: sa.Connection) -> None:
 
 
 def _bound(connection: sa.Connection) -> datetime:
-    """A midnight that no row of the log is from after: of the constraint, if there is one."""
+    """A midnight after which the log has no row: that of the constraint, if there is one."""
     checks = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = '{}' AND {}"
     query = checks.format("decisions_before", "conrelid = 'decisions'::regclass")
     check = connection.exec_driver_sql(query).scalar_one_or_none()
@@ -97,7 +97,7 @@ def _set_aside(connection: sa.Connection) -> list[str]:
 
 
 def _same_rights(connection: sa.Connection) -> None:
-    """Roles that could use the table can use the new one."""
+    """Let the roles that could use the old table use the new one."""
     owner = "SELECT quote_ident(tableowner) FROM pg_tables WHERE tablename = '{}' AND {}"
     query = owner.format(_OLD, "schemaname = current_schema()")
     named = connection.exec_driver_sql(query).scalar_one()

@@ -1,7 +1,7 @@
 """Settings of further policies on keys, and what the log keeps of a decision on them.
 
-No row is written anew. On PostgreSQL the index of flags is dropped, as it would be built anew,
-under a lock, where the column becomes wider: the next form has it again.
+No row is rewritten. On PostgreSQL this drops the index of flags, which would be rebuilt under a
+lock as the column becomes wider: the next form has it again.
 """
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ _WIDER = (
     ("decisions", "identifier", 128),
     ("decisions", "flags", 500),
 )
-"""Columns that PostgreSQL makes longer. SQLite bounds no text."""
+"""Columns that become longer on PostgreSQL. SQLite does not bound texts."""
 
 
 def upgrade() -> None:
@@ -37,9 +37,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back to the form before. Columns that have become longer stay so.
+    """Back to the previous form. Columns that have become longer stay so.
 
-    Raises StoreUnusable where keys have settings that the form before has no place for, unless the
+    Raises StoreUnusable where keys have settings that the previous form cannot hold, unless the
     attribute `force` of Alembic's configuration is true.
     """
     context = op.get_context()

@@ -1,6 +1,6 @@
-"""PostgreSQL's index of flags, which the form before has dropped.
+"""PostgreSQL's index of flags, which the previous form dropped.
 
-Partitions that have theirs already keep it: store/schema.py builds them first, while servers write.
+Partitions that have an index already keep it: schema.py builds these first, while servers write.
 """
 
 from alembic import op

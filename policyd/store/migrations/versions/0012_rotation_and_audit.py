@@ -1,8 +1,8 @@
 """Rotation and expiry of keys, the server's defaults, and what administrators did.
 
-The version before runs on beside it, but follows none of these: for its workers a key's former
-secret and an expired key stay in force, and the defaults are those of its own settings. So such
-changes wait until no worker of that version runs: workers tell their form from now on.
+The previous version runs on beside this form, but follows none of these: for its workers a key's
+former secret and an expired key stay in force, and the defaults are those of its own settings. So
+such changes are refused while a worker of that version runs: workers note their form from now on.
 """
 
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("end_user_callers", sa.Text, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
     )
-    # The form before has no use for these three, and keeps them.
+    # downgrade() keeps these three tables.
     if not sa.inspect(op.get_bind()).has_table("audit_records"):
         _trail()
 
@@ -71,7 +71,7 @@ def _trail() -> None:
 
 
 def downgrade() -> None:
-    """Back to the form before, which keeps the audit trail.
+    """Back to the previous form. The audit trail stays.
 
     Keys that have expired are revoked, as they would be in force again. Raises StoreUnusable where
     keys are yet to expire, or defaults were applied, unless the attribute `force` of Alembic's

@@ -1,7 +1,7 @@
 """Counts of the log by model, and of how long requests took.
 
-They begin with what is logged from now on: no row of the log is read. What the version before logs
-beside it is missing in them, and in nothing else.
+They begin with what is logged from now on: no row of the log is read. What the previous version
+still logs is missing in them, and in nothing else.
 """
 
 import sqlalchemy as sa

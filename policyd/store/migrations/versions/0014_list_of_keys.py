@@ -1,7 +1,6 @@
 """Indexes along which the list of keys is read, whatever their number.
 
-On PostgreSQL they are there already, unless there were no keys: store/schema.py builds them first,
-while servers write.
+On PostgreSQL, schema.py has built them already, while servers write, unless the database is new.
 """
 
 from alembic import op

@@ -1,6 +1,6 @@
 """Gateways that decide by themselves stand beside the workers that they follow.
 
-The version before takes them for workers, which is right as far as it counts them.
+The previous version takes them for workers; it only counts them.
 """
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back to the form before. Gateways leave, as they would count as workers; those that still run
-    are noted again."""
+    """Back to the previous form. Gateways are deleted, as they would count as workers; those that
+    still run are noted again."""
     op.execute("DELETE FROM workers WHERE kind = 'gateway'")
     op.drop_column("workers", "kind")

@@ -115,8 +115,8 @@ public final class Gateway extends ProxyHandler {
             .usePlaintext()
             .defaultServiceConfig(CALLS)
             .enableRetry()
-            // A policyd that has vanished is noticed after 12 s, not after minutes: then there is
-            // another connection.
+            // The gateway notices after 12 s, not after minutes, that policyd has vanished, and
+            // reconnects.
             .keepAliveTime(10, TimeUnit.SECONDS)
             .keepAliveTimeout(2, TimeUnit.SECONDS)
             .keepAliveWithoutCalls(true)
@@ -210,7 +210,7 @@ public final class Gateway extends ProxyHandler {
         .build();
   }
 
-  /** The same at each attempt to ask, so that policyd decides and logs it once. */
+  /** A key that each attempt at a call repeats, so that policyd decides and logs it once. */
   private static String newKey() {
     byte[] random = new byte[10];
     RANDOM.nextBytes(random);
@@ -287,7 +287,7 @@ public final class Gateway extends ProxyHandler {
 
   // --- answers -----------------------------------------------------------------------------------
 
-  /** Answers with policyd's denial, byte for byte, and the decision's ID behind it. */
+  /** Answers with policyd's denial, byte for byte, and the decision's ID in a header after it. */
   private static void deny(Response response, Callback callback, EvaluateResponse decided) {
     Denial denial = decided.getDenial();
     for (Header header : denial.getHeadersList()) {
@@ -328,7 +328,7 @@ public final class Gateway extends ProxyHandler {
     response.write(true, body, callback);
   }
 
-  /** A request whose body is read from elsewhere, as its beginning has been read already. */
+  /** A request whose body comes from another source, because its beginning was read already. */
   private static final class Replayed extends Request.Wrapper {
     private final Content.Source body;
 
