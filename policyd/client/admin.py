@@ -49,7 +49,9 @@ _CAUSES = (
         "nothing listens there: name the address that policyd serve prints as admin=…",
     ),
     ("DNS", "its name cannot be resolved: check --server"),
+    ("errors resolving", "its name cannot be resolved: check --server"),
     ("unreachable", "no way leads there: check --server, and the network between"),
+    ("No route", "no way leads there: check --server, and the network between"),
 )
 
 

@@ -98,8 +98,17 @@ CAUSES = {
         "DNS resolution failed for policyd.internal:50052: UNKNOWN: Name or service not known",
         "its name cannot be resolved: check --server",
     ),
+    "errors resolving": (
+        "errors resolving policyd.internal:50052: [field:hostname lookup error:address lookup "
+        "failed for policyd.internal:50052: Domain name not found]",
+        "its name cannot be resolved: check --server",
+    ),
     "unreachable": (
         f"{ALL}Failed to connect to remote host: Network is unreachable",
+        "no way leads there: check --server, and the network between",
+    ),
+    "No route": (
+        f"{ALL}Failed to connect to remote host: getsockopt(SO_ERROR): No route to host",
         "no way leads there: check --server, and the network between",
     ),
 }
