@@ -121,7 +121,7 @@ def _asks(store: Store) -> dict[str, Ask]:
         return now - timedelta(days=chance.uniform(1, _DAYS))
 
     def page(**wanted: object) -> object:
-        return store.log.page(LogFilter(**wanted))  # type: ignore[arg-type]
+        return store.log.page(LogFilter(**wanted))  # type: ignore[arg-type]  # each of its field
 
     month, week = now - timedelta(days=_DAYS), now - timedelta(days=7)
     settings = KeySettings(_KEYS[0], TABLE.with_original(Mode.ENFORCE))

@@ -1,4 +1,4 @@
-"""The gateway's own answers, in the shape of OpenAI's errors (docs/contract.md, 4 and 5)."""
+"""The gateway's own answers, in OpenAI's shape of errors (docs/contract.md, sections 4 and 5)."""
 
 from policyd.asgi.reply import AGAIN, HEADERS, Reply, error
 

@@ -230,7 +230,7 @@ def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
 
 
 def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
-    """A denial names its decision's ID in a header after the contract's headers."""
+    """A denial names its decision's ID in a header after those of docs/contract.md, section 4."""
     response = asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT))
     (decision_id,) = response.all("x-request-id")
     assert len(decision_id) == 32

@@ -43,7 +43,9 @@ WEAKER = {
 
 
 def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """A request without a user gets the contract's status, content type and bytes."""
+    """A request without a user gets status, content type and bytes of docs/contract.md,
+    section 4.
+    """
     upstream.forget()
     response = chat(proxy, keys.secret(ENFORCE), CHAT, ("Origin", "http://page.test"))
     assert (response.status, response.body) == (422, NO_USER)
@@ -63,7 +65,7 @@ def test_with_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("user", ["null", '""', '" "', "false", "0", "1", "true", "[]", "{}"])
 def test_what_is_no_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, user: str) -> None:
-    """A value that is no user is denied with the contract's bytes."""
+    """A value that is no user is denied with the bytes of docs/contract.md, section 4."""
     upstream.forget()
     body = CHAT[:-1] + b',"user":' + user.encode() + b"}"
     response = chat(proxy, keys.secret(ENFORCE), body)

@@ -73,6 +73,15 @@ _DISPENSABLE = (
     State.BODY,
 )
 
+# How long a connection may be in a state. BODY has a pace, and ANSWERING takes as long as it takes.
+_DEADLINES: dict[State, Callable[[Limits], float]] = {
+    State.OPENING: lambda limits: limits.head,
+    State.HEAD: lambda limits: limits.head,
+    State.LEFTOVER: lambda limits: limits.head,
+    State.IDLE: lambda limits: limits.idle,
+    State.CLOSING: lambda _: _CLOSE,
+}
+
 
 class Connections:
     """The table of open connections: by state, and within it in the order in which they entered it.
@@ -92,13 +101,7 @@ class Connections:
         self._heads = 0
         self.is_ending = False
         """Whether each answer ends its connection, because the server is winding down."""
-        self.deadlines = {
-            State.OPENING: limits.head,
-            State.HEAD: limits.head,
-            State.LEFTOVER: limits.head,
-            State.IDLE: limits.idle,
-            State.CLOSING: _CLOSE,
-        }
+        self.deadlines = {state: of(limits) for state, of in _DEADLINES.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_state.values()))

@@ -133,7 +133,7 @@ class _Http(HttpToolsProtocol):
         self._is_body, self._begun = True, False
         # ASGI's scope has no fragment, which a proxy before us may have read as part of the path.
         self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
-        self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]
+        self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]  # nor this
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             cycle: Any = self.cycle

@@ -1,4 +1,4 @@
-"""The reason phrases of status lines, which belong to the bytes of docs/contract.md.
+"""The reason phrases of status lines, which belong to the bytes of docs/contract.md, section 4.
 
 Python's own change with its version: 3.13 calls 422 "Unprocessable Content". uvicorn takes Python's
 when it is loaded, so pin() is called before a status line is written.

@@ -15,6 +15,8 @@ from policyd.keys.settings import Applied, AppliedChange
 from policyd.policies import TABLE
 
 _NOT_SET = "(not set)"
+# Of a key; each other change of one is told field by field.
+_VERBS = {Action.KEY_CREATE: "is created", Action.KEY_REVOKE: "is revoked for good"}
 
 
 def lines(applied: Applied) -> Iterator[str]:
@@ -89,8 +91,7 @@ def _title(change: AppliedChange) -> str:
     key = change.after or change.before
     if key is None:
         return "the server's defaults"
-    verb = {Action.KEY_CREATE: "is created", Action.KEY_REVOKE: "is revoked for good"}
-    return f"key {key.name} {verb.get(change.action, 'changes')}"
+    return f"key {key.name} {_VERBS.get(change.action, 'changes')}"
 
 
 def _differences(change: AppliedChange) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 from google.protobuf.message import Message
-from grpc import ChannelCredentials
+from grpc import Channel, ChannelCredentials
 
 from policyd.errors import PolicydError
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
@@ -49,7 +49,9 @@ _CAUSES = (
         "nothing listens there: name the address that policyd serve prints as admin=…",
     ),
     ("DNS", "its name cannot be resolved: check --server"),
+    ("errors resolving", "its name cannot be resolved: check --server"),
     ("unreachable", "no route leads there: check --server, and the network between"),
+    ("No route", "no route leads there: check --server, and the network between"),
 )
 
 
@@ -68,20 +70,22 @@ class CallFailed(PolicydError):
 class AdminClient:
     """Calls the AdminService at `target`, HOST:PORT, with the administration token.
 
-    `credentials` make the connection TLS: see policyd.client.tls_credentials().
+    `credentials` make the connection TLS: see policyd.client.tls_credentials(). A `channel` that is
+    given is called, and closed, in place of one to `target`.
     """
 
     def __init__(
-        self, target: str, token: str, *, credentials: ChannelCredentials | None = None
+        self,
+        target: str,
+        token: str,
+        *,
+        credentials: ChannelCredentials | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self.target = target
         self._is_tls = credentials is not None
         self._metadata = (("authorization", f"Bearer {token}"),)
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
-        if credentials:
-            self._channel = grpc.secure_channel(target, credentials, options=options)
-        else:
-            self._channel = grpc.insecure_channel(target, options=options)
+        self._channel = _channel(target, credentials) if channel is None else channel
         self._stub = AdminServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -129,6 +133,13 @@ class AdminClient:
                 else "it may speak TLS: give --tls or --tls-ca"
             )
         return next((fix for mark, fix in _CAUSES if mark in details), details)
+
+
+def _channel(target: str, credentials: ChannelCredentials | None) -> Channel:
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
+    if credentials:
+        return grpc.secure_channel(target, credentials, options=options)
+    return grpc.insecure_channel(target, options=options)
 
 
 def _reason(error: Any) -> str:

@@ -123,7 +123,7 @@ class Decision:
     flags: tuple[Flag, ...]
     explanation: Explanation
     results: tuple[Result, ...] = ()
-    """One for each policy that is set, in the contract's order."""
+    """One for each policy that is set, in the order of docs/contract.md, section 7."""
     missing: tuple[str, ...] = ()
     """What policies in force need and the caller did not give, so that there is no decision."""
     failures: tuple[tuple[str, Exception], ...] = ()

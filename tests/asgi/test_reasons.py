@@ -1,4 +1,6 @@
-"""The reason phrases on the wire are the contract's, whatever this version of Python calls them."""
+"""The reason phrases on the wire are those of docs/contract.md, section 4, whatever this version
+of Python calls them.
+"""
 
 import http
 import io

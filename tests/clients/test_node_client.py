@@ -52,7 +52,7 @@ def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def is_denial(printed: list[dict[str, Any]], message: str = MESSAGE) -> bool:
-    """Whether the call failed as docs/contract.md states."""
+    """Whether the call failed as docs/contract.md, section 4, states."""
     error = {
         "class": "UnprocessableEntityError",
         "status": 422,

@@ -146,7 +146,7 @@ async def test_embeddings(client: openai.AsyncOpenAI) -> None:
     assert plain.data[0].embedding != plain.data[1].embedding
 
 
-# OpenAI is about to retire variations; the contract has them in scope.
+# OpenAI is about to retire variations; docs/contract.md, section 2, has them in scope.
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 async def test_images(client: openai.AsyncOpenAI) -> None:
     """Images are made, and edited and varied from a multipart form, as base64 of a PNG."""

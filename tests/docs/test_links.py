@@ -87,12 +87,29 @@ def test_links(page: Path) -> None:
             assert not anchor or (to.suffix == ".md" and anchor in anchors(to)), link
 
 
-CITATION = re.compile(r"docs/contract\.md, sections? (\d)(?: (?:to|and) (\d))?")
+# "docs/contract.md, section 3", "… sections 1 to 4 and 7", "… section 5: the key; and section 6".
+CITATION = re.compile(
+    r"docs/contract\.md, sections? (\d(?:(?:,| to| and|, and) \d)*)(?:[^.;]*; and section (\d))?"
+)
+CONTRACT = re.compile(r"\bcontract\.md\b")
+WHOLE = {
+    "tests/docs/test_contract.py": "it compares the page, all of it, with the code",
+    "tests/docs/test_links.py": "it looks at citations",
+}
+"""Files that name the page itself, and why."""
+
+
+@cache
+def prose(file: Path) -> str:
+    """A file's text, with a comment or docstring of several lines as one."""
+    return re.sub(r"\s*\n\s*(?:#|//)?\s*", " ", file.read_text())
+
+
 CITATIONS = [
     (str(file.relative_to(ROOT)), section)
     for file in files(*TEXTS)
-    for found in CITATION.findall(file.read_text())
-    for section in filter(None, found)
+    for found in CITATION.findall(prose(file))
+    for section in re.findall(r"\d", " ".join(found))
 ]
 
 
@@ -101,6 +118,33 @@ def test_citation_of_the_contract(file: str, section: str) -> None:
     """The contract has the section that a file cites."""
     contract = ROOT / "docs" / "contract.md"
     assert any(anchor.startswith(f"{section}-") for anchor in anchors(contract)), file
+
+
+def test_citations_are_read() -> None:
+    """Lists, and what stands behind a semicolon, are read to the end; a citation without a section
+    is none.
+    """
+    found = {
+        file: {section for name, section in CITATIONS if name == file} for file, _ in CITATIONS
+    }
+    assert found["policyd/engine/decision.py"] == {"1", "4", "7"}
+    assert found["tests/vectors/keys.json"] == {"5", "6"}
+    assert found["gateway/replies.py"] == {"4", "5"}
+    assert CITATION.search("docs/contract.md, 4 and 5") is None
+
+
+def test_code_cites_sections() -> None:
+    """Code, tests and data that name the contract's page name the section, too; and where they say
+    "the contract", the same file has the section.
+    """
+    whole, bare = [], []
+    for file in files(*TEXTS - {".md"}):
+        name, text = str(file.relative_to(ROOT)), prose(file)
+        cited = len(CITATION.findall(text))
+        whole += [name] * (len(CONTRACT.findall(text)) > cited)
+        bare += [name] * (not cited and re.search(r"\bthe contract\b", text) is not None)
+    assert set(whole) == WHOLE.keys()
+    assert bare == []
 
 
 # Where code is named by its path within the package.

@@ -31,7 +31,9 @@ from tests.support.raw_http import (
 
 
 async def test_a_denial(url: str, enforcing: str) -> None:
-    """A denial is the contract's: status, headers first, in order and letter case, and bytes."""
+    """A denial is that of docs/contract.md, section 4: status, headers first, in order and letter
+    case, and bytes.
+    """
     headers = [("x-usagepanda-api-key", enforcing), *about()]
     raw = await exchange(url, request("POST", "/v1/check", headers, CHAT))
     assert raw.startswith(

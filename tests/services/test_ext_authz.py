@@ -30,7 +30,9 @@ def message(answer: Any) -> str:
 
 
 def test_a_denial(checker: Checker, enforcing: str) -> None:
-    """A denial has the contract's status, headers and body; its metadata names the decision."""
+    """A denial has the status, headers and body of docs/contract.md, section 4; its metadata names
+    the decision.
+    """
     answer = checker.ask(request({KEY: enforcing} | BUFFERED, CHAT))
     denied = answer.denied_response
     assert denied.status.code == 422

@@ -34,7 +34,9 @@ CODE = grpc.StatusCode
 
 
 async def test_a_request_without_user_is_denied_to_the_byte(running: Running) -> None:
-    """The denial carries the contract's status, headers and body, and the explanation why."""
+    """The denial carries the status, headers and body of docs/contract.md, section 4, and the
+    explanation why.
+    """
     key, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     answer = await running.evaluate(key=secret, has_user=False)
     assert answer.decision == policy_pb2.DECISION_DENY

@@ -30,7 +30,7 @@ ENFORCE = TABLE.with_original(Mode.ENFORCE)
 
 
 def test_a_new_key(store: Store) -> None:
-    """A key has the form of the contract, and the settings that it was made with."""
+    """A key has the form of docs/contract.md, section 5, and the settings that it was made with."""
     settings = TABLE.with_original(Mode.AUDIT, Override.LOCKED)
     key, secret = store.keys.create("app", settings, BOTH)
     assert secret.startswith("up-")
@@ -115,7 +115,9 @@ def test_an_update(store: Store) -> None:
 
 
 def test_settings_of_further_policies(store: Store) -> None:
-    """A key has a setting of each policy, in the contract's order, and updates keep the others."""
+    """A key has a setting of each policy, in the order of docs/contract.md, section 7, and updates
+    keep the others.
+    """
     limit = ("max_tokens", Setting(Mode.ENFORCE, "500", Override.LOCKED))
     models = ("disabled_models", Setting(Mode.AUDIT, "gpt-4*,é"))
     key, _ = store.keys.create("app", (models, *ENFORCE, limit))

@@ -93,7 +93,9 @@ def test_the_shipped_bootstrap_is_valid() -> None:
 
 
 def test_a_denial_to_the_byte(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """Status, body, and the first headers, their order and letter case, are the contract's."""
+    """Status, body, and the first headers, their order and letter case, are those of
+    docs/contract.md, section 4.
+    """
     before = len(envoy.log)
     answer = ask(envoy, enforcing, CHAT, JSON)
     assert answer.status == 422

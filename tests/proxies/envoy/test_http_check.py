@@ -42,7 +42,9 @@ def proxy(made: Make, start: Start) -> Envoy:
 
 
 def test_a_denial_to_the_byte(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """Status, body, and the first headers, their order and letter case, are the contract's."""
+    """Status, body, and the first headers, their order and letter case, are those of
+    docs/contract.md, section 4.
+    """
     before = len(proxy.log)
     answer = ask(proxy, enforcing, CHAT, JSON)
     assert answer.status == 422

@@ -63,7 +63,8 @@ async def post(
     return await ask(at.url, "POST", path, [*pairs, *headers], body)
 
 
-# How each proxy sends the denial's four headers: as the contract has them, or what it changes.
+# How each proxy sends the denial's four headers: as docs/contract.md, section 4, has
+# them, or what it changes.
 AS_ORDERED = {
     "nginx": ("Content-Type", "Access-Control-Allow-Headers", "Access-Control-Allow-Origin",
               "Access-Control-Allow-Methods"),
@@ -75,7 +76,9 @@ AS_ORDERED = {
 
 
 async def test_a_denial(proxied: Stack) -> None:
-    """A denial has the contract's status, headers in their letter case, bytes and the ID."""
+    """A denial has the status, headers in their letter case, bytes and ID of docs/contract.md,
+    section 4.
+    """
     response = await post(proxied, CHAT)
     (identifier,) = response.all("x-request-id")
     assert re.fullmatch("[0-9a-f]{32}", identifier)
