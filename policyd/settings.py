@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from policyd.command import log_settings
-from policyd.command.address import HANDOVER, Address
+from policyd.command import serving_settings as serving
+from policyd.command.address import Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.log_settings import Sync
@@ -77,19 +78,10 @@ class ServerSettings:
         None, "PEM certificate authority; callers must show a certificate of it."
     )
     max_message: int = setting(4 * 2**20, "Bytes of a gRPC request.", unit="bytes", least=1024)
-    max_body: int = setting(
-        64 * 2**20,
-        "Bytes of a body that --http reads, as the client sends it and decompressed.",
-        unit="bytes",
-        least=1,
+    max_body: int = serving.max_body(
+        "Bytes of a body that --http reads, as the client sends it and decompressed."
     )
-    body_memory: int | None = setting(
-        None,
-        "Bytes of all bodies over 64 KiB that are held at once, also to read them; by default 512 "
-        "MiB, or four times --max-body. Beyond it, checks get 503.",
-        unit="bytes",
-        least=1,
-    )
+    body_memory: int | None = serving.body_memory("Beyond it, checks get 503.")
     max_connections: int | None = setting(
         None,
         "Connections to --grpc, and to --http; by default 10,000, or what the limit of open files "
@@ -103,33 +95,19 @@ class ServerSettings:
         unit="seconds",
         least=0.1,
     )
-    head_timeout: float = setting(
-        10.0,
+    head_timeout: float = serving.head_timeout(
         "Seconds for a TLS or HTTP/2 handshake, of which gRPC gives 5 at most, and for the "
-        "headers of a request to --http.",
-        unit="seconds",
-        least=0.001,
+        "headers of a request to --http."
     )
-    body_timeout: float = setting(
-        120.0, "Seconds for a body that is sent to --http.", unit="seconds", least=0.001
+    body_timeout: float = serving.body_timeout("Seconds for a body that is sent to --http.")
+    idle_timeout: float = serving.idle_timeout(
+        "Seconds that a connection to --http is kept between two requests."
     )
-    idle_timeout: float = setting(
-        75.0,
-        "Seconds that a connection to --http is kept between two requests.",
-        unit="seconds",
-        least=0.001,
+    write_timeout: float = serving.write_timeout(
+        "Seconds for a client of --http to take more of its answer, once 64 KiB of it wait."
     )
-    write_timeout: float = setting(
-        60.0,
-        "Seconds for a client of --http to take more of its answer, once 64 KiB of it wait.",
-        unit="seconds",
-        least=0.001,
-    )
-    max_staleness: float = setting(
-        300.0,
-        "Seconds without database after which the settings count as stale. Decisions go on.",
-        unit="seconds",
-        least=1,
+    max_staleness: float = serving.max_staleness(
+        "Seconds without database after which the settings count as stale. Decisions go on."
     )
     unready_when_stale: bool = setting(
         False,
@@ -146,13 +124,10 @@ class ServerSettings:
         unit="seconds",
         least=0.1,
     )
-    drain: float = setting(
-        5.0,
+    drain: float = serving.drain(
         "Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
         "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 10 s "
-        "together.",
-        unit="seconds",
-        least=0,
+        "together."
     )
     grace: float = setting(10.0, "Seconds to finish calls at the end.", unit="seconds", least=0)
     spool: Path = setting(
@@ -246,7 +221,7 @@ class ServerSettings:
     @property
     def handover(self) -> float:
         """Seconds that a worker still answers beside the one that takes its place."""
-        return max(self.drain, HANDOVER)
+        return serving.handover(self.drain)
 
     @property
     def ending(self) -> float:
@@ -277,19 +252,18 @@ class ServerSettings:
     @property
     def memory(self) -> int:
         """`body_memory`, or what it is by default."""
-        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+        return serving.memory(self.body_memory, self.max_body)
 
     def __post_init__(self) -> None:
         for name, default in _BESIDE_DATABASE.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default(self.database_url))
-        _check_memory(self.memory, self.max_body)
+        serving.check_memory(self.memory, self.max_body)
         if not 0 < self.log_retention <= MAX_RETENTION:
             raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
         if not 0 <= self.snapshot_max_age <= 24 * MAX_RETENTION:
             raise SettingsError(f"--snapshot-max-age takes hours, up to {24 * MAX_RETENTION}")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
+        serving.check_pair(self.tls_cert, self.tls_key)
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         if self.local_token_file and self.max_message < LOCAL_MESSAGE:
@@ -340,14 +314,6 @@ class ServerSettings:
 
 def _is_beyond(address: Address | None) -> bool:
     return address is not None and not address.is_loopback
-
-
-def _check_memory(memory: int, max_body: int) -> None:
-    if memory < 3 * max_body:
-        raise SettingsError(
-            "--body-memory must be at least three times --max-body: a body is held as it came, and "
-            "the process that reads it has a copy, which may be decompressed"
-        )
 
 
 def _check_url(text: str, flag: str) -> None:
