@@ -18,7 +18,7 @@ from policyd.command.address import Address
 from policyd.command.http_origin import http_origin, scheme_of
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
-from policyd.command.serving_settings import ANSWER_MEMORY
+from policyd.command.serving_settings import ANSWER_MEMORY, POLICY_TIMEOUT
 from policyd.command.settings import dump, load, setting
 from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
@@ -83,7 +83,7 @@ class Settings:
         words=("deny", "allow"),
     )
     policy_timeout: float = setting(
-        1.0, "Seconds for policyd to decide.", unit="seconds", least=0.001
+        POLICY_TIMEOUT, "Seconds for policyd to decide.", unit="seconds", least=0.001
     )
     decide: str = setting(
         "remote",

@@ -23,6 +23,7 @@ from policyd.client.reporter import Reporter
 from policyd.client.statuses import Failed, bare
 from policyd.client.targets import Targets
 from policyd.client.transport import CHECK_KEY, REPORT_OUTCOME
+from policyd.command.serving_settings import POLICY_TIMEOUT
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -68,7 +69,7 @@ class PolicyClient:
         self,
         target: Targets,
         *,
-        timeout: float = 1.0,
+        timeout: float = POLICY_TIMEOUT,
         credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",

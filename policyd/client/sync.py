@@ -19,6 +19,7 @@ from policyd.client.aio import PolicyClient
 from policyd.client.batches import CLOSED
 from policyd.client.fallback import OnError, instead
 from policyd.client.targets import Targets
+from policyd.command.serving_settings import POLICY_TIMEOUT
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -53,7 +54,7 @@ class SyncPolicyClient:
         self,
         target: Targets,
         *,
-        timeout: float = 1.0,
+        timeout: float = POLICY_TIMEOUT,
         credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",

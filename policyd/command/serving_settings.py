@@ -9,6 +9,8 @@ ANSWER_MEMORY = 256 * 2**20
 """Bytes of answers that one server holds for clients which do not read them, by default."""
 IDLE_TIMEOUT = 75.0
 """Seconds between two requests of a connection, by default: longer than clients keep theirs."""
+POLICY_TIMEOUT = 1.0
+"""Seconds that a gateway, or another caller, waits for policyd's decision, by default."""
 MAX_STALENESS = 300.0
 """Seconds after which settings count as stale, by default."""
 _BODIES = 512 * 2**20
