@@ -18,7 +18,7 @@ from policyd.command.address import Address
 from policyd.command.http_origin import http_origin, scheme_of
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
-from policyd.command.serving_settings import ANSWER_MEMORY, POLICY_TIMEOUT
+from policyd.command.serving_settings import ANSWER_MEMORY, GATEWAY, POLICY_TIMEOUT
 from policyd.command.settings import dump, load, setting
 from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
@@ -37,7 +37,7 @@ _LEAST_CARRYING = 2.0
 class Settings:
     """What the gateway runs with. Raises SettingsError if it does not fit together."""
 
-    listen: Address = setting(Address("127.0.0.1", 8080), "Where clients connect.")
+    listen: Address = setting(GATEWAY, "Where clients connect.")
     policyd: str = setting(
         "127.0.0.1:50051",
         "The policyd to ask: HOST:PORT over gRPC, or the http://HOST:PORT or https://HOST:PORT of "

@@ -174,7 +174,7 @@ class ServerSettings:
         metavar="NETWORKS",
     )
     console_gateway_url: str = setting(
-        "http://127.0.0.1:8080",
+        f"http://{serving.GATEWAY}",
         "Where clients reach the gateway, for the console's snippets.",
         metavar="URL",
     )

@@ -1,10 +1,12 @@
 """The settings by which a server bounds its clients and its end, which policyd and its gateway have
 alike. Each function declares one, for a field of that name; its `help` is what each server says."""
 
-from policyd.command.address import HANDOVER
+from policyd.command.address import HANDOVER, Address
 from policyd.command.settings import setting
 from policyd.errors import SettingsError
 
+GATEWAY = Address("127.0.0.1", 8080)
+"""Where the gateway listens by default."""
 ANSWER_MEMORY = 256 * 2**20
 """Bytes of answers that one server holds for clients which do not read them, by default."""
 IDLE_TIMEOUT = 75.0
