@@ -3,12 +3,10 @@
 Beyond this machine policyd listens only where it can authenticate callers.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from policyd.command import log_settings
 from policyd.command import serving_settings as serving
@@ -19,22 +17,13 @@ from policyd.command.log_settings import Sync
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
-from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
-from policyd.errors import SettingsError
+from policyd.setting_rules import check_together
 from policyd.telemetry import settings as telemetry
-from policyd.telemetry.tracing import check_traces
 
-# It stands in commands to copy: nothing that a shell or a program would read as its own.
-_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
-LOCAL_MESSAGE = 2**20 + 2**16
-"""Bytes of a message, at least, that gateways may send which decide by themselves: it holds a piece
-of their spool."""
-MAX_RETENTION = 36_500
-"""Days that a decision can stay in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,72 +247,7 @@ class ServerSettings:
         for name, default in _BESIDE_DATABASE.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default(self.database_url))
-        serving.check_memory(self.memory, self.max_body)
-        if not 0 < self.log_retention <= MAX_RETENTION:
-            raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
-        if not 0 <= self.snapshot_max_age <= 24 * MAX_RETENTION:
-            raise SettingsError(f"--snapshot-max-age takes hours, up to {24 * MAX_RETENTION}")
-        serving.check_pair(self.tls_cert, self.tls_key)
-        if self.tls_client_ca and not self.tls_cert:
-            raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
-        if self.local_token_file and self.max_message < LOCAL_MESSAGE:
-            raise SettingsError(
-                f"--local-token-file needs a --max-message of at least {LOCAL_MESSAGE}: gateways "
-                "hand over their decisions in messages of about 1 MiB"
-            )
-        self._check_console()
-        check_end_users(self.end_user_headers, self.end_user_callers)
-        check_traces(self.traces, self.trace_users)
-        if not self.insecure:
-            self._check_reach()
-
-    def _check_console(self) -> None:
-        _check_url(self.console_gateway_url, "--console-gateway-url")
-        if self.console_url:
-            _check_url(self.console_url, "--console-url")
-            if urlsplit(self.console_url).path.strip("/"):
-                raise SettingsError("--console-url has no path: give the console a name of its own")
-        _ = self.console_proxies
-
-    def _check_reach(self) -> None:
-        """Beyond this machine, policyd speaks TLS and authenticates callers."""
-        self._check_asking(self.grpc, "--grpc")
-        self._check_asking(self.http, "--http")
-        self._check_encrypted(self.admin, "--admin")
-        self._check_encrypted(self.console, "--console")
-        self._check_encrypted(self.metrics, "--metrics")
-
-    def _check_asking(self, address: Address | None, flag: str) -> None:
-        if not _is_beyond(address) or (
-            self.tls_cert and (self.tls_client_ca or self.caller_token_file)
-        ):
-            return
-        raise SettingsError(
-            f"{flag} {address} can be reached from other machines: give --tls-cert, "
-            "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
-            "something else protects it"
-        )
-
-    def _check_encrypted(self, address: Address | None, flag: str) -> None:
-        if _is_beyond(address) and not self.tls_cert:
-            raise SettingsError(
-                f"{flag} {address} can be reached from other machines: give --tls-cert and "
-                "--tls-key, or --insecure if something else protects it"
-            )
-
-
-def _is_beyond(address: Address | None) -> bool:
-    return address is not None and not address.is_loopback
-
-
-def _check_url(text: str, flag: str) -> None:
-    try:
-        url = urlsplit(text)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        is_usable = False
-    if not is_usable or not _PLAIN_URL.fullmatch(text):
-        raise SettingsError(f"{flag} takes a URL such as https://llm.example.com, not {text!r}")
+        check_together(self)
 
 
 def admin_token_file(database_url: str) -> Path:
