@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gateway.upstream_url import KEY_HEADERS, check_upstream
 from policyd.command.http_origin import scheme_of
-from policyd.command.serving_settings import check_memory, check_pair
+from policyd.command.serving_settings import check_memory, check_tls_pair
 from policyd.descriptor.end_users import check_end_user_headers
 from policyd.errors import SettingsError
 from policyd.telemetry.tracing import check_traces
@@ -33,7 +33,7 @@ def check_together(settings: "Settings") -> None:
         )
     for name in ("api_key", "upstream_api_key", "policyd_token"):
         _check_secret(name, getattr(settings, name))
-    check_pair(settings.tls_cert, settings.tls_key)
+    check_tls_pair(settings.tls_cert, settings.tls_key)
     if not (settings.tls_cert or settings.insecure):
         _check_reach(settings)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from policyd.command.address import Address
-from policyd.command.serving_settings import check_memory, check_pair
+from policyd.command.serving_settings import check_memory, check_tls_pair
 from policyd.descriptor.end_users import check_end_users
 from policyd.errors import SettingsError
 from policyd.telemetry.tracing import check_traces
@@ -29,7 +29,7 @@ def check_together(settings: "ServerSettings") -> None:
         raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
     if not 0 <= settings.snapshot_max_age <= 24 * MAX_RETENTION:
         raise SettingsError(f"--snapshot-max-age takes hours, up to {24 * MAX_RETENTION}")
-    check_pair(settings.tls_cert, settings.tls_key)
+    check_tls_pair(settings.tls_cert, settings.tls_key)
     if settings.tls_client_ca and not settings.tls_cert:
         raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
     if settings.local_token_file and settings.max_message < LOCAL_MESSAGE:

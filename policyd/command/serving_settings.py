@@ -96,7 +96,7 @@ def handover(drain: float) -> float:
     return max(drain, HANDOVER)
 
 
-def check_pair(certificate: object, key: object) -> None:
+def check_tls_pair(certificate: object, key: object) -> None:
     """Raises SettingsError where a certificate is given without its key, or a key alone."""
     if (certificate is None) != (key is None):
         raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
