@@ -6,7 +6,8 @@
 Every call has a deadline, and each error says what to do about it.
 """
 
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -65,7 +66,7 @@ class CallFailed(PolicydError):
         self.reason = reason
 
 
-class AdminClient:
+class AdminClient(AbstractContextManager["AdminClient"]):
     """Calls the AdminService at `target`, HOST:PORT, with the administration token.
 
     `credentials` make the connection TLS: see policyd.client.tls_credentials().
@@ -83,9 +84,6 @@ class AdminClient:
         else:
             self._channel = grpc.insecure_channel(target, options=options)
         self._stub = AdminServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()

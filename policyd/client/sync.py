@@ -8,9 +8,9 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from ssl import SSLContext
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from grpc import ChannelCredentials
 
@@ -36,7 +36,7 @@ _CLOSING_TIME = 5.0
 """Seconds that the end of the thread may take."""
 
 
-class SyncPolicyClient:
+class SyncPolicyClient(AbstractContextManager["SyncPolicyClient"]):
     """PolicyClient for threads: evaluate() blocks, and never much longer than `timeout`.
 
     The arguments are those of PolicyClient. One event loop, in a thread of its own, asks for all
@@ -72,9 +72,6 @@ class SyncPolicyClient:
         """Outcomes that the last connection had not sent before a fork."""
         self._closed = False
         forking.clients.add(self)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
