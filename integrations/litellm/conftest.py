@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from integrations.litellm.proxy import FOLDER, LiteLLM, unused_port
+from integrations.litellm.proxy import FOLDER, LiteLLM
 from tests.conftest import policyd as policyd
 from tests.support.conformance import Keys
+from tests.support.ports import unused_port
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Upstream
 
