@@ -133,9 +133,8 @@ def unused_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @pytest.fixture

@@ -16,10 +16,8 @@ from tests.support.stack import Background, Upstream
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
     """A demo upstream."""
-    background = Background()
-    with Upstream(background) as running:
+    with Background() as background, Upstream(background) as running:
         yield running
-    background.close()
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,8 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @contextmanager
