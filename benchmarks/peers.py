@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from benchmarks import traffic
 from benchmarks.load import Target, grpc_target, http_target
 from benchmarks.processes import ROOT, Program, started
-from benchmarks.upstream import unused_port
+from tests.support.ports import unused_port
 
 _MODULES = ROOT / "benchmarks" / "peers" / "node_modules"
 _PORTKEY = _MODULES / "@portkey-ai/gateway/build/start-server.js"

@@ -22,6 +22,7 @@ from benchmarks.processes import create_key, environment
 from benchmarks.rounds import Plan, table, with_spread
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.ports import unused_port
 from tests.support.postgresql import PostgreSQL
 
 _PATIENCE = 60.0
@@ -103,7 +104,7 @@ def _databases(checkout: Checkout, folder: Path, running: ExitStack) -> dict[str
 
 
 def _start(checkout: Checkout, folder: Path, url: str, key: str, case: _Case) -> _Took:
-    port = _free_port()
+    port = unused_port()
     place = folder / f"{case.database}-{case.workers}"
     command = [
         *(str(checkout.python), "-c", POLICYD, "serve", "--database-url", url),
@@ -167,9 +168,3 @@ def _wait(begun: float) -> None:
     if time.monotonic() > begun + _PATIENCE:
         raise RuntimeError("policyd makes no decision")
     time.sleep(_LOOK)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,12 +5,12 @@ Without nginx it is the demo upstream, in Python, whose CPU then weighs on every
 
 import json
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.processes import Program, started
+from tests.support.ports import unused_port
 
 _NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/local/bin:/usr/bin")
 STUB = "nginx" if _NGINX else "the demo upstream in Python, as nginx is absent"
@@ -67,10 +67,3 @@ def _demo() -> Iterator[Program]:
         ready=r"running on (http://\S+)",
     ) as program:
         yield program
-
-
-def unused_port() -> int:
-    """A port of this machine on which no program listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gateway import replies
@@ -54,7 +55,9 @@ from policyd.v1.policy_pb2 import (
 )
 
 if TYPE_CHECKING:
+    from gateway.request_access import RequestAccess
     from gateway.request_metrics import RequestMetrics
+    from gateway.request_traces import RequestTraces
     from policyd.client.local import LocalPolicyClient
 
 log = logging.getLogger("gateway")
@@ -82,38 +85,47 @@ class Gateway:
         self.metrics = self._measure() if settings.metrics is not None else None
         self._undecided = Undecided(self.metrics)
         self._access = access_of(settings)
-        self._traces = traces_of(settings)
-        watching = (self.metrics, self._access, self._traces)
-        self._watching = tuple(one for one in watching if one is not None)
+        self._traces: RequestTraces | None = None
+        self._watching: tuple[RequestMetrics | RequestAccess | RequestTraces, ...] = ()
         self.streams = 0
         """Answers of the upstream that are being passed on."""
         self._probes = Probes(self._not_ready)
+        self._begun = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        settings = self._settings
-        if self._evaluate is None:
-            if settings.is_local:
-                self._policyd = self.local = await self._local_client().__aenter__()
-            else:
-                self._policyd = policyd_client(settings)
-            self._evaluate = self._policyd.evaluate
-        self._upstream = Upstream(settings)
-        self._intake = Intake(
-            settings, self._policyd.check_key if self._policyd else None, self._undecided.count
-        )
+        async with AsyncExitStack() as begun:
+            await self._begin(begun)
+            self._begun = begun.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._upstream.close()
-        self._intake.close()
-        if self.local is not None:
-            await self.local.close(self._settings.carrying)
-        elif self._policyd is not None:
-            await self._policyd.close()
-        if self._access is not None:
-            self._access.end()
+        await self._begun.aclose()
+
+    async def _begin(self, begun: AsyncExitStack) -> None:
+        settings = self._settings
+        self._traces = traces_of(settings)
         if self._traces is not None:
-            await asyncio.to_thread(self._traces.close)
+            begun.push_async_callback(asyncio.to_thread, self._traces.close)
+        if self._access is not None:
+            begun.callback(self._access.end)
+        watching = (self.metrics, self._access, self._traces)
+        self._watching = tuple(one for one in watching if one is not None)
+        if self._evaluate is None:
+            self._policyd = await self._client(begun)
+            self._evaluate = self._policyd.evaluate
+        self._intake = Intake(
+            settings, self._policyd.check_key if self._policyd else None, self._undecided.count
+        )
+        begun.callback(self._intake.close)
+        self._upstream = Upstream(settings)
+        begun.push_async_callback(self._upstream.close)
+
+    async def _client(self, begun: AsyncExitStack) -> "PolicyClient | LocalPolicyClient":
+        if not self._settings.is_local:
+            return await begun.enter_async_context(policyd_client(self._settings))
+        self.local = await self._local_client().__aenter__()
+        begun.push_async_callback(self.local.close, self._settings.carrying)
+        return self.local
 
     @property
     def knows_settings(self) -> bool:

@@ -1,28 +1,20 @@
 """What the gateway needs of its surroundings, checked without starting anything."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from gateway.policyd_client import check_policyd_files, spool_of
 from gateway.settings import Settings
-from policyd.command.config_checks import Check, free
-from policyd.command.tls_files import check_pair
+from policyd.command.config_checks import Check, certificate, free
 
 
 def files(settings: Settings) -> Iterator[Check]:
     """The files that a worker reads at its start. Those of secrets are read with the settings."""
-    if (certificate := settings.tls_cert) and (key := settings.tls_key):
-        yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
+    yield from certificate(settings.tls_cert, settings.tls_key)
     if settings.asks_over_tls:
         flag = "--policyd-tls" if settings.policyd_tls else f"--policyd {settings.policyd}"
         yield Check(flag, lambda: _policyd_files(settings))
     if settings.is_local:
         yield Check(f"--spool {settings.spool}", lambda: look_at_spool(settings))
-
-
-def _pair(certificate: Path, key: Path) -> str:
-    check_pair(certificate, key)
-    return f"it and its key {key} can be used"
 
 
 def _policyd_files(settings: Settings) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Self
 
 from gateway.app import Evaluate, Gateway
@@ -38,14 +38,23 @@ class Server:
         self._keeping: asyncio.Task[None] | None = None
         self._hurrying = asyncio.Event()
         self._is_replaced = False
+        self._begun = AsyncExitStack()
         self.url = ""
 
     async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as begun:
+            await self._begin(begun)
+            self._begun = begun.pop_all()
+        return self
+
+    async def _begin(self, begun: AsyncExitStack) -> None:
         settings = self._settings
+        if self.gateway.metrics is not None:
+            begun.callback(self.gateway.metrics.end)
         tls = tls_context(settings.tls_cert, settings.tls_key)
-        listening = self._listening or listen(settings.listen, "--listen")
+        listening = begun.enter_context(self._listening or listen(settings.listen, "--listen"))
         port = listening.getsockname()[1]
-        app = await self.gateway.__aenter__()
+        app = await begun.enter_async_context(self.gateway)
         self._listener = Listener(
             app,
             tls=tls,
@@ -53,13 +62,19 @@ class Server:
             stream_grace=settings.stream_grace,
             limits=settings.limits,
         )
+        begun.push_async_callback(self._end_keeping)
+        begun.push_async_callback(self._listener.stop)
         await self._listener.start(listening, shared=self._listening is not None)
         if (metrics := self.gateway.metrics) is not None:
             metrics.connections = lambda: self._listener.connections
             self._keeping = asyncio.create_task(metrics.keep())
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{Address(settings.listen.host, port)}"
-        return self
+
+    async def _end_keeping(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
 
     async def __aexit__(self, *_: object) -> None:
         if (requests := self._listener.under_way) and not self._is_replaced:
@@ -68,13 +83,7 @@ class Server:
                 "them",
                 *(max(self._settings.grace, self._settings.stream_grace or 0), requests),
             )
-        await self._listener.stop()
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
-        await self.gateway.__aexit__()
-        if self.gateway.metrics is not None:
-            self.gateway.metrics.end()
+        await self._begun.aclose()
 
     @property
     def is_ready(self) -> bool:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from gateway.upstream_url import KEY_HEADERS, check_upstream
 from policyd.command.http_origin import scheme_of
+from policyd.command.serving_settings import check_memory, check_tls_pair
 from policyd.descriptor.end_users import check_end_user_headers
 from policyd.errors import SettingsError
 from policyd.telemetry.tracing import check_traces
@@ -14,11 +15,7 @@ if TYPE_CHECKING:
 
 def check_together(settings: "Settings") -> None:
     """Raises SettingsError where a setting is wrong, alone or together with others."""
-    if settings.memory < 3 * settings.max_body:
-        raise SettingsError(
-            "--body-memory must be at least three times --max-body: a body is held as it came, "
-            "and the process that reads it has a copy, which may be decompressed"
-        )
+    check_memory(settings.memory, settings.max_body)
     _check_policyd(settings)
     check_upstream(settings.upstream)
     _check_end_users(settings)
@@ -36,8 +33,7 @@ def check_together(settings: "Settings") -> None:
         )
     for name in ("api_key", "upstream_api_key", "policyd_token"):
         _check_secret(name, getattr(settings, name))
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
+    check_tls_pair(settings.tls_cert, settings.tls_key)
     if not (settings.tls_cert or settings.insecure):
         _check_reach(settings)
 

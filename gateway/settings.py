@@ -13,10 +13,12 @@ from gateway.timeouts import Timeouts
 from gateway.upstream_url import KEY_HEADERS, key_header_of
 from policyd.asgi.limits import Limits
 from policyd.command import log_settings
-from policyd.command.address import HANDOVER, Address
+from policyd.command import serving_settings as serving
+from policyd.command.address import Address
 from policyd.command.http_origin import http_origin, scheme_of
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
+from policyd.command.serving_settings import ANSWER_MEMORY, GATEWAY, POLICY_TIMEOUT
 from policyd.command.settings import dump, load, setting
 from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
@@ -35,7 +37,7 @@ _LEAST_CARRYING = 2.0
 class Settings:
     """What the gateway runs with. Raises SettingsError if it does not fit together."""
 
-    listen: Address = setting(Address("127.0.0.1", 8080), "Where clients connect.")
+    listen: Address = setting(GATEWAY, "Where clients connect.")
     policyd: str = setting(
         "127.0.0.1:50051",
         "The policyd to ask: HOST:PORT over gRPC, or the http://HOST:PORT or https://HOST:PORT of "
@@ -81,7 +83,7 @@ class Settings:
         words=("deny", "allow"),
     )
     policy_timeout: float = setting(
-        1.0, "Seconds for policyd to decide.", unit="seconds", least=0.001
+        POLICY_TIMEOUT, "Seconds for policyd to decide.", unit="seconds", least=0.001
     )
     decide: str = setting(
         "remote",
@@ -100,60 +102,36 @@ class Settings:
     spool_sync: log_settings.Sync = log_settings.spool_sync()
     drop_when_full: bool = log_settings.drop_when_full()
     drop_on_error: bool = log_settings.drop_on_error()
-    max_staleness: float = setting(
-        300.0,
+    max_staleness: float = serving.max_staleness(
         "Seconds without policyd after which --decide local decides nothing: requests are then "
         "treated as while policyd cannot be reached. For that long, a revoked key may pass while "
-        "policyd is away. An outage of policyd's database changes no decision.",
-        unit="seconds",
-        least=1,
+        "policyd is away. An outage of policyd's database changes no decision."
     )
-    max_body: int = setting(
-        64 * 2**20,
+    max_body: int = serving.max_body(
         "Bytes that a body may have to be checked, as the client sends it and decompressed. A "
-        "larger one gets 413 where a policy that needs it is enforced.",
-        unit="bytes",
-        least=1,
+        "larger one gets 413 where a policy that needs it is enforced."
     )
-    body_memory: int | None = setting(
-        None,
-        "Bytes that all bodies over 64 KiB may take at once, with what reading them takes; by "
-        "default 512 MiB or four times --max-body, whichever is more. Beyond it, requests get 503.",
-        unit="bytes",
-        least=1,
-    )
+    body_memory: int | None = serving.body_memory("Beyond it, requests get 503.")
     max_connections: int | None = setting(
         None,
         "Clients' connections; by default 10,000, or half of what the limit of open files leaves. "
         "Beyond it, those that wait longest are closed for new ones.",
         least=1,
     )
-    head_timeout: float = setting(
-        10.0,
-        "Seconds for a TLS handshake, and for a request's headers to be complete.",
-        unit="seconds",
-        least=0.001,
+    head_timeout: float = serving.head_timeout(
+        "Seconds for a TLS handshake, and for a request's headers to be complete."
     )
-    body_timeout: float = setting(
-        120.0,
-        "Seconds for a body that is checked. One that streams through has to bring 1 KiB a second.",
-        unit="seconds",
-        least=0.001,
+    body_timeout: float = serving.body_timeout(
+        "Seconds for a body that is checked. One that streams through has to bring 1 KiB a second."
     )
-    idle_timeout: float = setting(
-        75.0,
-        "Seconds that a connection is kept between two requests.",
-        unit="seconds",
-        least=0.001,
+    idle_timeout: float = serving.idle_timeout(
+        "Seconds that a connection is kept between two requests."
     )
-    write_timeout: float = setting(
-        60.0,
-        "Seconds for a client to take more of its answer, once 64 KiB of it wait.",
-        unit="seconds",
-        least=0.001,
+    write_timeout: float = serving.write_timeout(
+        "Seconds for a client to take more of its answer, once 64 KiB of it wait."
     )
     answer_memory: int = setting(
-        256 * 2**20,
+        ANSWER_MEMORY,
         "Bytes of answers that are held at once for clients that do not read them. Beyond it, the "
         "connections of those that have not read for longest are closed.",
         unit="bytes",
@@ -190,13 +168,10 @@ class Settings:
         "one that tries after each pause of 1 to 30 seconds. 0: all requests try.",
         least=0,
     )
-    drain: float = setting(
-        5.0,
+    drain: float = serving.drain(
         "Seconds after SIGTERM for balancers to look elsewhere: requests are still answered, each "
         "answer ends its connection, and /readyz says 503. An orchestrator has to allow --drain, "
-        "the longer grace, and a few seconds more.",
-        unit="seconds",
-        least=0,
+        "the longer grace, and a few seconds more."
     )
     grace: float = setting(
         20.0, "Seconds for requests to finish, after the drain.", unit="seconds", least=0
@@ -307,7 +282,7 @@ class Settings:
     @property
     def handover(self) -> float:
         """Seconds that a worker still answers beside the one that takes its place."""
-        return max(self.drain, HANDOVER)
+        return serving.handover(self.drain)
 
     @property
     def ending(self) -> float:
@@ -322,7 +297,7 @@ class Settings:
     @property
     def memory(self) -> int:
         """`body_memory`, or what it is by default."""
-        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+        return serving.memory(self.body_memory, self.max_body)
 
     def __post_init__(self) -> None:
         check_together(self)

@@ -9,6 +9,7 @@ In the order in which a request passes through them:
     engine        what is decided, and the bytes of a denial
     decision_log  records, the spool, export;  store: the database, and the only SQL
     console       the web console
+    settings      the settings of `policyd serve`;  setting_rules: which of them fit together
 
     cli           the command;  server: what `policyd serve` starts;  demo: `policyd demo`
     command       what all processes share;  asgi: what all HTTP servers share

@@ -3,38 +3,27 @@
 Beyond this machine policyd listens only where it can authenticate callers.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from policyd.command import log_settings
-from policyd.command.address import HANDOVER, Address
+from policyd.command import serving_settings as serving
+from policyd.command.address import Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.log_settings import Sync
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
-from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
-from policyd.errors import SettingsError
+from policyd.setting_rules import check_together
 from policyd.telemetry import settings as telemetry
-from policyd.telemetry.tracing import check_traces
 
-# The console shows it in commands to copy, so it holds nothing that a shell or a program would
-# read as syntax.
-_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 SHIPPING = 5.0
-"""Seconds, at least, for shipping the log's last entries to the store at the end."""
-LOCAL_MESSAGE = 2**20 + 2**16
-"""The smallest --max-message, in bytes, with gateways that decide by themselves: each message holds
-a piece of their spool."""
-MAX_RETENTION = 36_500
-"""Days that a decision can stay in the log."""
+"""Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +71,10 @@ class ServerSettings:
     max_message: int = setting(
         4 * 2**20, "Bytes that a gRPC request may have.", unit="bytes", least=1024
     )
-    max_body: int = setting(
-        64 * 2**20,
-        "Bytes that a body sent to --http may have, as the client sends it and decompressed.",
-        unit="bytes",
-        least=1,
+    max_body: int = serving.max_body(
+        "Bytes that a body sent to --http may have, as the client sends it and decompressed."
     )
-    body_memory: int | None = setting(
-        None,
-        "Bytes that all bodies over 64 KiB may take at once, with what reading them takes; by "
-        "default 512 MiB or four times --max-body, whichever is more. Beyond it, checks get 503.",
-        unit="bytes",
-        least=1,
-    )
+    body_memory: int | None = serving.body_memory("Beyond it, checks get 503.")
     max_connections: int | None = setting(
         None,
         "Connections to --grpc, and to --http; by default 10,000, or what the limit of open files "
@@ -108,33 +88,19 @@ class ServerSettings:
         unit="seconds",
         least=0.1,
     )
-    head_timeout: float = setting(
-        10.0,
+    head_timeout: float = serving.head_timeout(
         "Seconds for a TLS or HTTP/2 handshake, for which gRPC allows 5 at most, and for the "
-        "headers of a request to --http.",
-        unit="seconds",
-        least=0.001,
+        "headers of a request to --http."
     )
-    body_timeout: float = setting(
-        120.0, "Seconds for a body that is sent to --http.", unit="seconds", least=0.001
+    body_timeout: float = serving.body_timeout("Seconds for a body that is sent to --http.")
+    idle_timeout: float = serving.idle_timeout(
+        "Seconds that a connection to --http is kept between two requests."
     )
-    idle_timeout: float = setting(
-        75.0,
-        "Seconds that a connection to --http is kept between two requests.",
-        unit="seconds",
-        least=0.001,
+    write_timeout: float = serving.write_timeout(
+        "Seconds for a client of --http to take more of its answer, once 64 KiB of it wait."
     )
-    write_timeout: float = setting(
-        60.0,
-        "Seconds for a client of --http to take more of its answer, once 64 KiB of it wait.",
-        unit="seconds",
-        least=0.001,
-    )
-    max_staleness: float = setting(
-        300.0,
-        "Seconds without database after which the settings count as stale. Decisions go on.",
-        unit="seconds",
-        least=1,
+    max_staleness: float = serving.max_staleness(
+        "Seconds without database after which the settings count as stale. Decisions go on."
     )
     unready_when_stale: bool = setting(
         False,
@@ -151,12 +117,9 @@ class ServerSettings:
         unit="seconds",
         least=0.1,
     )
-    drain: float = setting(
-        5.0,
+    drain: float = serving.drain(
         "Seconds after SIGTERM for balancers to look elsewhere: new calls are still answered, and "
-        "health says NOT_SERVING. An orchestrator has to allow --drain, --grace and 10 s together.",
-        unit="seconds",
-        least=0,
+        "health says NOT_SERVING. An orchestrator has to allow --drain, --grace and 10 s together."
     )
     grace: float = setting(
         10.0, "Seconds for calls to finish, after the drain.", unit="seconds", least=0
@@ -205,7 +168,7 @@ class ServerSettings:
         metavar="NETWORKS",
     )
     console_gateway_url: str = setting(
-        "http://127.0.0.1:8080",
+        f"http://{serving.GATEWAY}",
         "Where clients reach the gateway, for the console's snippets.",
         metavar="URL",
     )
@@ -252,7 +215,7 @@ class ServerSettings:
     @property
     def handover(self) -> float:
         """Seconds that a worker still answers beside the one that takes its place."""
-        return max(self.drain, HANDOVER)
+        return serving.handover(self.drain)
 
     @property
     def ending(self) -> float:
@@ -283,89 +246,13 @@ class ServerSettings:
     @property
     def memory(self) -> int:
         """`body_memory`, or what it is by default."""
-        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+        return serving.memory(self.body_memory, self.max_body)
 
     def __post_init__(self) -> None:
         for name, default in _BESIDE_DATABASE.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default(self.database_url))
-        _check_memory(self.memory, self.max_body)
-        if not 0 < self.log_retention <= MAX_RETENTION:
-            raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
-        if not 0 <= self.snapshot_max_age <= 24 * MAX_RETENTION:
-            raise SettingsError(f"--snapshot-max-age takes hours, up to {24 * MAX_RETENTION}")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
-        if self.tls_client_ca and not self.tls_cert:
-            raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
-        if self.local_token_file and self.max_message < LOCAL_MESSAGE:
-            raise SettingsError(
-                f"--local-token-file needs a --max-message of at least {LOCAL_MESSAGE}: gateways "
-                "hand over their decisions in messages of about 1 MiB"
-            )
-        self._check_console()
-        check_end_users(self.end_user_headers, self.end_user_callers)
-        check_traces(self.traces, self.trace_users)
-        if not self.insecure:
-            self._check_reach()
-
-    def _check_console(self) -> None:
-        _check_url(self.console_gateway_url, "--console-gateway-url")
-        if self.console_url:
-            _check_url(self.console_url, "--console-url")
-            if urlsplit(self.console_url).path.strip("/"):
-                raise SettingsError(
-                    "--console-url takes no path: give the console a host name of its own"
-                )
-        _ = self.console_proxies
-
-    def _check_reach(self) -> None:
-        """Beyond this machine, policyd speaks TLS and authenticates callers."""
-        self._check_asking(self.grpc, "--grpc")
-        self._check_asking(self.http, "--http")
-        self._check_encrypted(self.admin, "--admin")
-        self._check_encrypted(self.console, "--console")
-        self._check_encrypted(self.metrics, "--metrics")
-
-    def _check_asking(self, address: Address | None, flag: str) -> None:
-        if not _is_beyond(address) or (
-            self.tls_cert and (self.tls_client_ca or self.caller_token_file)
-        ):
-            return
-        raise SettingsError(
-            f"{flag} {address} can be reached from other machines: give --tls-cert, "
-            "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
-            "something else protects it"
-        )
-
-    def _check_encrypted(self, address: Address | None, flag: str) -> None:
-        if _is_beyond(address) and not self.tls_cert:
-            raise SettingsError(
-                f"{flag} {address} can be reached from other machines: give --tls-cert and "
-                "--tls-key, or --insecure if something else protects it"
-            )
-
-
-def _is_beyond(address: Address | None) -> bool:
-    return address is not None and not address.is_loopback
-
-
-def _check_memory(memory: int, max_body: int) -> None:
-    if memory < 3 * max_body:
-        raise SettingsError(
-            "--body-memory must be at least three times --max-body: a body is held as it came, and "
-            "the process that reads it has a copy, which may be decompressed"
-        )
-
-
-def _check_url(text: str, flag: str) -> None:
-    try:
-        url = urlsplit(text)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        is_usable = False
-    if not is_usable or not _PLAIN_URL.fullmatch(text):
-        raise SettingsError(f"{flag} takes a URL such as https://llm.example.com, not {text!r}")
+        check_together(self)
 
 
 def admin_token_file(database_url: str) -> Path:

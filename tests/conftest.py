@@ -5,7 +5,6 @@ import gc
 import math
 import os
 import signal
-import socket
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import requirements, tiers
+from tests.support import ports, requirements, tiers
 from tests.support.databases import migrated
 from tests.support.envoy_checks import Checker
 from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
@@ -131,20 +130,13 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 def unused_port() -> Callable[[], int]:
     """Gives a port of this machine at which nothing listens."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return find
+    return ports.unused_port
 
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @pytest.fixture

@@ -66,10 +66,8 @@ CLIENTS = {
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
     """A demo upstream."""
-    background = Background()
-    with Upstream(background) as running:
+    with Background() as background, Upstream(background) as running:
         yield running
-    background.close()
 
 
 @pytest.fixture(scope="session")

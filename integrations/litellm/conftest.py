@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from integrations.litellm.proxy import FOLDER, LiteLLM, unused_port
+from integrations.litellm.proxy import FOLDER, LiteLLM
 from tests.conftest import policyd as policyd
 from tests.support.conformance import Keys
+from tests.support.ports import unused_port
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Upstream
 
@@ -15,10 +16,8 @@ from tests.support.stack import Background, Upstream
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
     """A demo upstream."""
-    background = Background()
-    with Upstream(background) as running:
+    with Background() as background, Upstream(background) as running:
         yield running
-    background.close()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
 from policyd.client import PolicyClient
+from policyd.command.serving_settings import POLICY_TIMEOUT
 from policyd.descriptor.body import read_body
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import KEY_HEADER, by_name, is_own
@@ -157,7 +158,7 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is not install
     """Makes LiteLLM show the hook each line of an uploaded batch file, as if it were a request."""
 
     def __init__(
-        self, target: str, *, key: str = "", token: str = "", timeout: float = 1.0
+        self, target: str, *, key: str = "", token: str = "", timeout: float = POLICY_TIMEOUT
     ) -> None:
         super().__init__()
         self._target = target
@@ -498,5 +499,5 @@ hook = PolicydHook(
     _setting("POLICYD_TARGET", "127.0.0.1:50051"),
     key=_setting("POLICYD_API_KEY", ""),
     token=_setting("POLICYD_TOKEN", ""),
-    timeout=float(_setting("POLICYD_TIMEOUT", "1")),
+    timeout=float(_setting("POLICYD_TIMEOUT", POLICY_TIMEOUT)),
 )

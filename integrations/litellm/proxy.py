@@ -1,7 +1,6 @@
 """A real LiteLLM proxy with the hook, and requests to it."""
 
 import asyncio
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +16,6 @@ JSON = ("Content-Type", "application/json")
 CHAT = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello there"}]}'
 CHAT_WITH_USER = CHAT[:-1] + b',"user":"alice"}'
 ENFORCE = Key(mode="enforce")
-
-
-def unused_port() -> int:
-    """A port of this machine on which no program listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class LiteLLM(Program):

@@ -22,7 +22,6 @@ from integrations.litellm.proxy import (
     LiteLLM,
     chat,
     send,
-    unused_port,
 )
 from policyd.descriptor.body import read_body
 from policyd.descriptor.describe import HttpRequest, describe
@@ -30,6 +29,7 @@ from policyd.descriptor.headers import by_name
 from policyd.engine.places import IDENTIFIERS
 from tests.support import requirements
 from tests.support.conformance import Key, Keys
+from tests.support.ports import unused_port
 from tests.support.processes import Policyd, Program, environment
 from tests.support.raw_http import NO_USER, Response, ask, connect
 from tests.support.stack import Upstream

@@ -20,12 +20,12 @@ from integrations.litellm.proxy import (
     LiteLLM,
     chat,
     send,
-    unused_port,
 )
 from policyd.demo.received import Received
 from policyd.engine import denial
 from tests.support import conformance
 from tests.support.conformance import Keys, Vector
+from tests.support.ports import unused_port
 from tests.support.raw_http import NO_USER
 from tests.support.stack import Upstream
 

@@ -19,10 +19,10 @@ from integrations.litellm.proxy import (
     LiteLLM,
     chat,
     send,
-    unused_port,
 )
 from tests.support.commands import invoke
 from tests.support.conformance import Keys
+from tests.support.ports import unused_port
 from tests.support.processes import Policyd
 from tests.support.stack import Upstream
 

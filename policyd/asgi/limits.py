@@ -7,17 +7,17 @@ from dataclasses import dataclass
 class Limits:
     """The bounds of a listener's connections."""
 
-    connections: int = 10_000
+    connections: int
     """Number of connections."""
-    head: float = 10.0
+    head: float
     """Seconds for a request's head, from the connection's beginning or the head's first byte."""
-    body: float = 120.0
+    body: float
     """Seconds for a body that is held; one that is streamed has to keep MIN_PACE over this time."""
-    idle: float = 75.0
+    idle: float
     """Seconds between two requests: longer than clients keep their connections."""
-    write: float = 60.0
+    write: float
     """Seconds for a client to read some more of its answer."""
-    unread: int = 256 * 2**20
+    unread: int
     """Bytes of answers that wait for clients which do not read, of all connections together."""
     ahead: int = 0
     """Bytes that the application may hold for each of these clients in addition."""

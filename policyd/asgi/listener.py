@@ -53,8 +53,8 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         grace: float,
+        limits: Limits,
         stream_grace: float | None = None,
-        limits: Limits | None = None,
         **options: Any,
     ) -> None:
         usual: dict[str, Any] = {
@@ -72,7 +72,7 @@ class Listener:
         }
         config = uvicorn.Config(app, **usual | options)
         graces = (grace, grace if stream_grace is None else stream_grace)
-        self._server = _Uvicorn(config, tls, limits or Limits(), graces)
+        self._server = _Uvicorn(config, tls, limits, graces)
         self._running: asyncio.Task[None] | None = None
 
     @property

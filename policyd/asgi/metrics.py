@@ -16,6 +16,7 @@ from policyd.asgi.listener import Listener
 from policyd.asgi.probes import Check, Probes
 from policyd.asgi.reply import AGAIN, Reply, Send, error
 from policyd.command.address import Address, reserve_listening
+from policyd.command.serving_settings import ANSWER_MEMORY, IDLE_TIMEOUT
 from policyd.command.threads import StoreThreads
 from policyd.errors import StoreBusy, StoreUnavailable
 from policyd.telemetry.folder import metrics_folder
@@ -66,7 +67,7 @@ class MetricsServer:
         from policyd.telemetry.exposition import Exposition
 
         app = _App(Exposition(self._folder, read), not_ready)
-        limits = Limits(_CONNECTIONS, head=_TIME, body=_TIME, write=_TIME)
+        limits = Limits(_CONNECTIONS, _TIME, _TIME, IDLE_TIMEOUT, _TIME, ANSWER_MEMORY)
         self._listener = Listener(app, tls=tls, grace=_GRACE, limits=limits)
         await self._listener.start(self._listening)
         self._tending = asyncio.create_task(app.keep_tending())

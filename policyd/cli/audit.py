@@ -1,6 +1,5 @@
 """`policyd audit`: what administrators did."""
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +10,7 @@ from policyd.cli.administration import find_id
 from policyd.cli.options import Moment, option
 from policyd.cli.place import Place, administered
 from policyd.cli.terminal import printable
+from policyd.decision_log.export import item
 from policyd.keys.audit import Action, AuditRecord
 
 _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
@@ -84,14 +84,10 @@ def _changes(one: AuditRecord) -> str:
     """The fields that changed: "accept: ["user"] -> ["safety_identifier"]"."""
     return printable(
         "; ".join(
-            f"{name}: {_text(one.before[name])} -> {_text(value)}"
+            f"{name}: {item(one.before[name])} -> {item(value)}"
             if name in one.before
-            else f"{name}: {_text(value)}"
+            else f"{name}: {item(value)}"
             for name, value in one.after.items()
             if name in one.before or value not in (None, "", {}, [])
         )
     )
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -8,6 +8,7 @@ import click
 from policyd.cli.options import OPTIONS, option
 from policyd.command.open_files import raise_limit
 from policyd.command.process import fork_without_grpc
+from policyd.command.serving_settings import GATEWAY
 from policyd.settings import ServerSettings
 from policyd.telemetry.log import start_logging
 
@@ -22,7 +23,7 @@ from policyd.telemetry.log import start_logging
 )
 @option(
     "--gateway",
-    default="127.0.0.1:8080",
+    default=str(GATEWAY),
     metavar="HOST:PORT",
     help="Where clients reach the gateway.",
 )

@@ -6,7 +6,8 @@
 Every call has a deadline, and each error says what to do about it.
 """
 
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -67,7 +68,7 @@ class CallFailed(PolicydError):
         self.reason = reason
 
 
-class AdminClient:
+class AdminClient(AbstractContextManager["AdminClient"]):
     """Calls the AdminService at `target`, HOST:PORT, with the administration token.
 
     `credentials` make the connection TLS: see policyd.client.tls_credentials(). A `channel` that is
@@ -87,9 +88,6 @@ class AdminClient:
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._channel = _channel(target, credentials) if channel is None else channel
         self._stub = AdminServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()

@@ -8,8 +8,8 @@ outcomes are reported in batches, too. policyd.client.sync is the same for threa
 """
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from ssl import SSLContext
-from typing import Self
 
 import grpc
 from grpc import ChannelCredentials
@@ -23,6 +23,7 @@ from policyd.client.reporter import Reporter
 from policyd.client.statuses import Failed, bare
 from policyd.client.targets import Targets
 from policyd.client.transport import CHECK_KEY, REPORT_OUTCOME
+from policyd.command.serving_settings import POLICY_TIMEOUT
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -38,7 +39,7 @@ _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take. No request waits for it."""
 
 
-class PolicyClient:
+class PolicyClient(AbstractAsyncContextManager["PolicyClient"]):
     """Asks a policyd at `target`, and waits at most `timeout` seconds for an answer. In that time
     it tries again, with growing pauses.
 
@@ -67,7 +68,7 @@ class PolicyClient:
         self,
         target: Targets,
         *,
-        timeout: float = 1.0,
+        timeout: float = POLICY_TIMEOUT,
         credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",
@@ -79,9 +80,6 @@ class PolicyClient:
         self._closed = False
         self._batches = Batches(self._connected, timeout)
         self._reporter = Reporter(self._report, Outcome.ByteSize)
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -69,7 +69,7 @@ class Connection:
         self._credentials = credentials
         self._metadata = metadata
         self._silence = Silence(patience, self._fall_silent)
-        self._recovery = Recovery(self._race)
+        self._recovery = Recovery(self._race, self._silence)
         self._calls: set[grpc.aio.Call] = set()
         self._silences = 0
         self._closing: set[asyncio.Task[None]] = set()
@@ -113,14 +113,14 @@ class Connection:
             self._calls.discard(call)
             if not is_patient:
                 self._silence.settle()
-        self._hear()
+        self._recovery.end()
         return answer
 
     async def answers(self, seconds: float) -> bool:
         """See Transport."""
         if not await _answers(self._channel, seconds):
             return False
-        self._hear()
+        self._recovery.end()
         return True
 
     async def decides(self, seconds: float) -> bool:
@@ -168,7 +168,7 @@ class Connection:
     def _failed(self, error: grpc.aio.AioRpcError) -> Failed:
         problem = failed(error)
         if problem.meaning is not Meaning.NOT_REACHED:
-            self._hear()
+            self._recovery.end()
         elif problem.code is grpc.StatusCode.UNAVAILABLE:
             self._recovery.begin()
         return problem
@@ -179,10 +179,6 @@ class Connection:
             f"no answer from {self.address} for {self._silence.patience:g} s",
             Meaning.NOT_REACHED,
         )
-
-    def _hear(self) -> None:
-        self._silence.hear()
-        self._recovery.end()
 
     async def _race(self, rivals: int) -> bool:
         """Whether the peer answers on this channel or a new one, which then replaces it."""
@@ -216,7 +212,7 @@ class Connection:
         if self._channel not in winners:
             self._end_calls()
             self._use(winners[0])
-        self._hear()
+        self._recovery.end()
         return True
 
 

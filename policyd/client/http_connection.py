@@ -71,7 +71,7 @@ class HttpConnection:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._silence = Silence(patience, self._fall_silent)
-        self._recovery = Recovery(self._look)
+        self._recovery = Recovery(self._look, self._silence)
         self._calls: dict[_Call, None] = {}
         """In the order in which they began."""
         self._is_closed = False
@@ -119,7 +119,7 @@ class HttpConnection:
         reply = await self._get(_HEALTHZ, seconds)
         if reply is None or reply.status != 200 or b'"alive"' not in reply.body:
             return False
-        self._hear()
+        self._recovery.end()
         return True
 
     async def decides(self, seconds: float) -> bool:
@@ -168,14 +168,14 @@ class HttpConnection:
                 answer = kind.FromString(reply.body)
             except DecodeError:
                 raise self._stranger("its answer cannot be read") from None
-            self._hear()
+            self._recovery.end()
             self._end_overtaken(call)
             return answer
         told = reported_failure(reply)
         if told is None or told.meaning is Meaning.NOT_REACHED:
             self._recovery.begin()
         else:
-            self._hear()
+            self._recovery.end()
         raise told or stranger(self.address, reply)
 
     def _stranger(self, what: str) -> Failed:
@@ -210,10 +210,6 @@ class HttpConnection:
             call.end(self._unanswered)
         self._renew(self._pool)
         self._recovery.begin()
-
-    def _hear(self) -> None:
-        self._silence.hear()
-        self._recovery.end()
 
     async def _look(self, rivals: int) -> bool:
         """Whether the peer answers on one of `rivals` new connections, which is then kept."""

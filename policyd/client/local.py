@@ -32,7 +32,8 @@ from policyd.client.policyd_destination import PolicydDestination
 from policyd.client.request_outcome import RequestOutcome
 from policyd.client.statuses import bare
 from policyd.client.targets import Targets, only_grpc
-from policyd.command.log_settings import SPOOL_LIMIT
+from policyd.command.log_settings import DROPS, SPOOL_LIMIT, SPOOL_SYNC
+from policyd.command.serving_settings import MAX_STALENESS, POLICY_TIMEOUT
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
 from policyd.decision_log import spool as spools
@@ -95,14 +96,14 @@ class LocalPolicyClient:
         *,
         spool: Path,
         token: str,
-        timeout: float = 1.0,
+        timeout: float = POLICY_TIMEOUT,
         credentials: ChannelCredentials | None = None,
         on_error: OnError = "raise",
-        max_staleness: float = 300.0,
+        max_staleness: float = MAX_STALENESS,
         spool_limit: int = SPOOL_LIMIT,
-        spool_sync: Sync = "interval",
-        drop_when_full: bool = False,
-        drop_on_error: bool = False,
+        spool_sync: Sync = SPOOL_SYNC,
+        drop_when_full: bool = DROPS,
+        drop_on_error: bool = DROPS,
         telemetry: LocalTelemetry = NO_TELEMETRY,
     ) -> None:
         self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)

@@ -9,6 +9,8 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from policyd.client.silence import Silence
+
 LOOK = 2.0
 """Seconds that a look may take."""
 HEAD_START = 0.05
@@ -21,12 +23,13 @@ connection may lead to the worker that hangs, too."""
 
 
 class Recovery:
-    """Looks for a peer that is away. `look` takes the number of new connections to try, and returns
-    whether the peer has answered."""
+    """Looks for a peer that is away. `look` takes the number of new connections to try, and gives
+    whether the peer has answered. `silence` watches the calls to it."""
 
-    def __init__(self, look: Callable[[int], Awaitable[bool]]) -> None:
+    def __init__(self, look: Callable[[int], Awaitable[bool]], silence: Silence) -> None:
         self.is_away = False
         self._look = look
+        self._silence = silence
         self._looking: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -39,6 +42,7 @@ class Recovery:
 
     def end(self) -> None:
         """Note that the peer has answered."""
+        self._silence.hear()
         self.is_away = False
 
     async def close(self) -> None:

@@ -10,9 +10,9 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from ssl import SSLContext
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from grpc import ChannelCredentials
 
@@ -21,6 +21,7 @@ from policyd.client.aio import PolicyClient
 from policyd.client.batches import CLOSED
 from policyd.client.fallback import OnError, instead
 from policyd.client.targets import Targets
+from policyd.command.serving_settings import POLICY_TIMEOUT
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -37,7 +38,7 @@ _CLOSING_TIME = 5.0
 """Seconds that the end of the thread may take."""
 
 
-class SyncPolicyClient:
+class SyncPolicyClient(AbstractContextManager["SyncPolicyClient"]):
     """PolicyClient for threads: evaluate() blocks, and never much longer than `timeout`.
 
     The arguments are those of PolicyClient. One event loop, in a thread of its own, asks for all
@@ -55,7 +56,7 @@ class SyncPolicyClient:
         self,
         target: Targets,
         *,
-        timeout: float = 1.0,
+        timeout: float = POLICY_TIMEOUT,
         credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",
@@ -73,9 +74,6 @@ class SyncPolicyClient:
         """Outcomes that the last connection had not sent before a fork."""
         self._closed = False
         forking.clients.add(self)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

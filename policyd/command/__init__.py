@@ -1,6 +1,7 @@
 """What policyd and policyd-gateway share as commands and as servers.
 
     settings       settings that are declared once, as fields of a dataclass
+    log_settings, serving_settings  those that policyd and its gateway have alike
     configuration  their options: from flags, environment and --config, which yaml_words reads
     declared       click's options of such fields
     units          numbers with a unit, such as 4GiB and 90d

@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from policyd.command.address import Address, check_free
+from policyd.command.tls_files import check_pair
 from policyd.errors import PolicydError
 
 _WRONG = 2
@@ -34,6 +36,17 @@ class Check(NamedTuple):
     """The setting, and what it names: "--tls-cert cert.pem"."""
     look: Callable[[], str]
     """Returns what it found, in words. Raises PolicydError with what is wrong, and the fix."""
+
+
+def certificate(path: Path | None, key: Path | None) -> Iterator[Check]:
+    """Whether a server's certificate and its key can be used, where it has them."""
+    if path and key:
+        yield Check(f"--tls-cert {path}", partial(_pair, path, key))
+
+
+def _pair(path: Path, key: Path) -> str:
+    check_pair(path, key)
+    return f"it and its key {key} can be used"
 
 
 def free(listeners: Mapping[str, Address], program: str) -> Iterator[Check]:

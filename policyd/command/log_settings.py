@@ -10,6 +10,10 @@ SYNCS: tuple[Sync, ...] = ("always", "interval", "never")
 """The values of --spool-sync."""
 SPOOL_LIMIT = 4 * 2**30
 """Bytes that may wait in the spool by default."""
+SPOOL_SYNC: Sync = "interval"
+"""When the disk has a decision, by default."""
+DROPS = False
+"""Whether requests are answered by default where their decisions cannot be logged."""
 
 
 def spool_limit() -> int:
@@ -23,7 +27,7 @@ def spool_limit() -> int:
 def drop_when_full() -> bool:
     """Whether to answer, and count the loss, where the spool is full."""
     declared: bool = setting(
-        False,
+        DROPS,
         "Where no more can wait, by --spool-limit or as the disk is full: answer no request, or "
         "answer and count what is not logged.",
         name="log_full",
@@ -35,7 +39,7 @@ def drop_when_full() -> bool:
 def drop_on_error() -> bool:
     """The same where the spool cannot be written for another reason."""
     declared: bool = setting(
-        False,
+        DROPS,
         "The same where the spool cannot be written for another reason: no open files left, a "
         "disk that fails, is read-only or takes over 10 s to sync, a folder that was deleted.",
         name="log_error",
@@ -47,7 +51,7 @@ def drop_on_error() -> bool:
 def spool_sync() -> Sync:
     """When the disk has a decision."""
     declared: Sync = setting(
-        "interval",
+        SPOOL_SYNC,
         "When the disk has a decision: before its answer, which then waits for the disk (always); "
         "a second later, so that a power cut may take the last second or two (interval); or when "
         "the kernel sees fit, about half a minute later (never). A process that is killed loses "

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from contextlib import AsyncExitStack
 from typing import Self
 
 from policyd.asgi.limits import Limits
@@ -58,12 +59,20 @@ class ConsoleServer:
         )
         self._limits = limits
         self._listener: Listener
+        self._begun = AsyncExitStack()
         self.address = self._address
 
     async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as begun:
+            await self._begin(begun)
+            self._begun = begun.pop_all()
+        return self
+
+    async def _begin(self, begun: AsyncExitStack) -> None:
         settings = self._settings
+        tls = tls_context(settings.tls_cert, settings.tls_key)
         # Shared with the parent process, which holds the port while this one is replaced.
-        listening = listen(self._address, "--console", shared=True)
+        listening = begun.enter_context(listen(self._address, "--console", shared=True))
         if settings.console_url and not settings.console_trusted_proxies:
             _log.info(
                 "all sign-ins at %s may count as attempts of one address: if a proxy stands before "
@@ -72,7 +81,7 @@ class ConsoleServer:
             )
         self._listener = Listener(
             application(self._console),
-            tls=tls_context(settings.tls_cert, settings.tls_key),
+            tls=tls,
             grace=_GRACE,
             limits=self._limits,
             http=Connection,
@@ -80,11 +89,11 @@ class ConsoleServer:
             date_header=True,
         )
         self.address = Address(self._address.host, listening.getsockname()[1])
+        begun.push_async_callback(self._listener.stop)
         await self._listener.start(listening)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._listener.stop()
+        await self._begun.aclose()
 
 
 def _threads(purpose: str, seconds: float) -> StoreThreads:

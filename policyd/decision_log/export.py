@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from policyd.decision_log import results
-from policyd.decision_log.record import Outcome, Record
+from policyd.decision_log.record import Outcome, Record, given
 from policyd.decision_log.results import LoggedResult
 
 _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
@@ -39,10 +39,6 @@ def _usd(nano: int | None) -> float | None:
 
 def _time(record: Record) -> str:
     return record.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _given(number: int | None) -> int | None:
-    return None if number is None or number < 0 else number
 
 
 def _result(result: LoggedResult) -> dict[str, Any]:
@@ -101,8 +97,8 @@ _OUTCOME: dict[str, Callable[[Outcome], Any]] = {
 # At the end, so that programs which know a column by its number find it where it was.
 _POLICIES: dict[str, Callable[[Record], Any]] = {
     "model_state": lambda record: _word(record.model_state),
-    "token_limit": lambda record: _given(record.token_limit),
-    "prompt_characters": lambda record: _given(record.prompt_chars),
+    "token_limit": lambda record: given(record.token_limit),
+    "prompt_characters": lambda record: given(record.prompt_chars),
     "policies": lambda record: [_result(one) for one in results.of(record)],
 }
 COLUMNS = (*_DECISION, *_OUTCOME, *_POLICIES)
@@ -143,12 +139,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         # Without an exponent, as some spreadsheets read that as text.
         return f"{value:.9f}".rstrip("0").rstrip(".")
-    text = ",".join(map(_item, value)) if isinstance(value, list) else str(value)
+    text = ",".join(map(item, value)) if isinstance(value, list) else str(value)
     text = _WITHIN.sub(_disarm, text)
     return "'" + text if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
 
 
-def _item(value: Any) -> str:
+def item(value: Any) -> str:
+    """A JSON value in a line for people: a text as it is, any other as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

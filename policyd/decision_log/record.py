@@ -176,6 +176,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D", gc=False):
         return moment(self.id)
 
 
+def given(number: int | None) -> int | None:
+    """The number that a request gives: a record's, where it is neither ABSENT nor INVALID."""
+    return None if number is None or number < 0 else number
+
+
 def is_decision_id(text: str) -> bool:
     """Whether this is an ID of the form that policyd gives to decisions."""
     return _ID.fullmatch(text) is not None and text[:12] <= _LAST

@@ -1,15 +1,13 @@
 """A request as the demo upstream receives it."""
 
 import zlib
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
+from policyd.asgi.body import ClientGone, Incoming, Receive
 from policyd.demo.replies import ApiError, Json
-
-Receive = Callable[[], Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -30,14 +28,12 @@ class Received:
     async def fill(self, receive: Receive, keep: int) -> None:
         """Count the body's bytes, and keep the first `keep` of them, until its end or until the
         client leaves."""
-        while not self.complete:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            chunk = message.get("body", b"")
-            self.length += len(chunk)
-            self.body += chunk[: max(keep - len(self.body), 0)]
-            self.complete = not message.get("more_body", False)
+        coming = Incoming(receive)
+        with suppress(ClientGone):
+            while not self.complete:
+                piece = await coming.piece()
+                self.body += piece[: max(keep - len(self.body), 0)]
+                self.length, self.complete = coming.received, not coming.more
 
 
 def read_json(received: Received, limit: int) -> Json:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd.asgi.bounded import Bounded
+from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.command import process
 from policyd.command.address import Address, check_free, open_socket, reserve
@@ -137,7 +138,7 @@ async def _run(
         server = await running.enter_async_context(Server(settings))
         forwarding = replace(forwarding, policyd=str(server.grpc), metrics=settings.metrics)
         if built_in:
-            upstream = await running.enter_async_context(_own_upstream())
+            upstream = await running.enter_async_context(_own_upstream(forwarding.limits))
             forwarding = replace(forwarding, upstream=upstream)
         gateway = await running.enter_async_context(GatewayServer(forwarding))
         present.tell(
@@ -169,12 +170,14 @@ class _Ordinary(Bounded, HttpToolsProtocol):
 
 
 @asynccontextmanager
-async def _own_upstream() -> AsyncIterator[str]:
+async def _own_upstream(limits: Limits) -> AsyncIterator[str]:
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     app = DemoUpstream(pause=_CHUNK_PAUSE)
     # An ordinary server, as upstreams are: with a Date header, and no wire-exact replies.
-    listener = Listener(app, tls=None, grace=_GRACE, http=_Ordinary, date_header=True)
+    listener = Listener(
+        app, tls=None, grace=_GRACE, limits=limits, http=_Ordinary, date_header=True
+    )
     await listener.start(listening)
     try:
         yield url

@@ -26,8 +26,9 @@ from typing import Any
 
 import msgspec
 
+from policyd.asgi.body import Receive
 from policyd.demo import replies, streams
-from policyd.demo.received import Receive, Received, read_json
+from policyd.demo.received import Received, read_json
 from policyd.demo.replies import ApiError, Ask, Json
 
 Message = dict[str, Any]

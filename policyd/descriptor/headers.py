@@ -63,6 +63,11 @@ def content_encoding(given: Iterable[str]) -> str:
     return ", ".join(given)
 
 
+def is_coded(given: Iterable[str]) -> bool:
+    """Whether a body is compressed, as the values of Content-Encoding say it."""
+    return any(one.lower() != "identity" for one in given)
+
+
 def wants_websocket(headers: Headers) -> bool:
     """Whether a client asks to switch to WebSocket, which no policy can look into."""
     return any("websocket" in value.lower() for value in headers.get("upgrade", ()))

@@ -14,7 +14,7 @@ from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import Check, Probes
 from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, WEBSOCKET, Reply, Send, error
 from policyd.descriptor.body_memory import Bodies
-from policyd.descriptor.headers import wants_websocket
+from policyd.descriptor.headers import is_coded, wants_websocket
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.settings import RouteSettings
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
@@ -219,7 +219,7 @@ class HttpCheck:
             self._authenticate(request, bearer=True)
             if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
                 raise InvalidArgument("send JSON, with the Content-Type application/json")
-            if any(one.lower() != "identity" for one in request.all("content-encoding")):
+            if is_coded(request.all("content-encoding")):
                 raise InvalidArgument("send the JSON uncompressed, without a Content-Encoding")
             with self._bodies.hold() as held:
                 body = await request.body(self._max_message, held)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 
 from policyd.asgi.reply import Reply
+from policyd.descriptor.headers import is_coded
 from policyd.errors import InvalidArgument
 from policyd.http.request import Request
 
@@ -102,7 +103,7 @@ class Connect:
             return Reply(405, [("Allow", "POST")], b"")
         if _type(request) not in (_PROTO, _JSON):
             return Reply(415, [("Accept-Post", f"{_PROTO}, {_JSON}")], b"")
-        if any(one.lower() != "identity" for one in request.all("content-encoding")):
+        if is_coded(request.all("content-encoding")):
             return error(Problem("unimplemented", "send the message as it is, uncompressed", ""))
         return None
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from policyd.command.config_checks import Check, free
+from policyd.command.config_checks import Check, certificate, free
 from policyd.command.database_url import sqlite_file
-from policyd.command.tls_files import check_authorities, check_pair
+from policyd.command.tls_files import check_authorities
 from policyd.decision_log import spool
 from policyd.errors import SettingsError
 from policyd.keys import tokens
@@ -15,8 +15,7 @@ from policyd.settings import ServerSettings
 
 def files(settings: ServerSettings) -> Iterator[Check]:
     """The files that a worker reads at its start."""
-    if (certificate := settings.tls_cert) and (key := settings.tls_key):
-        yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
+    yield from certificate(settings.tls_cert, settings.tls_key)
     if authority := settings.tls_client_ca:
         yield Check(f"--tls-client-ca {authority}", lambda: _authorities(authority))
     if token := settings.caller_token_file:
@@ -27,11 +26,6 @@ def files(settings: ServerSettings) -> Iterator[Check]:
         f"--admin-token-file {settings.admin_token_file}",
         lambda: _admin_token(settings.admin_token_file),
     )
-
-
-def _pair(certificate: Path, key: Path) -> str:
-    check_pair(certificate, key)
-    return f"it and its key {key} can be used"
 
 
 def _authorities(path: Path) -> str:

@@ -15,6 +15,7 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
+from policyd.command.serving_settings import ANSWER_MEMORY
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
 from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
@@ -356,4 +357,5 @@ def _limits(settings: ServerSettings) -> Limits:
         body=settings.body_timeout,
         idle=settings.idle_timeout,
         write=settings.write_timeout,
+        unread=ANSWER_MEMORY,
     )

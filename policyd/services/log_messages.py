@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from policyd.decision_log import results
-from policyd.decision_log.record import Outcome, Record, Verdict, is_decision_id
+from policyd.decision_log.record import Outcome, Record, Verdict, given, is_decision_id
 from policyd.decision_log.results import LoggedResult
 from policyd.descriptor.message_fields import moment
 from policyd.errors import InvalidArgument
@@ -94,8 +94,8 @@ def message(record: Record) -> pb.LoggedDecision:
         cost_micro_usd=_micro(record.outcome),
         sample=record.sample,
         results=map(_result, results.of(record)),
-        token_limit=_given(record.token_limit),
-        prompt_characters=_given(record.prompt_chars),
+        token_limit=given(record.token_limit),
+        prompt_characters=given(record.prompt_chars),
     )
 
 
@@ -109,10 +109,6 @@ def _result(result: LoggedResult) -> policy_pb2.PolicyResult:
         violated=result.message is not None,
         message=result.message or "",
     )
-
-
-def _given(number: int | None) -> int | None:
-    return None if number is None or number < 0 else number
 
 
 def _explanation(record: Record) -> policy_pb2.Explanation:

@@ -15,13 +15,13 @@ import pytest
 import trustme
 
 from policyd.asgi import connections
-from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM
 from policyd.asgi.tls import tls_context
 from policyd.asgi.visit import State, Visit
 from policyd.command.address import Address, open_socket
+from tests.support.limits import NEVER, wide_limits
 from tests.support.raw_http import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -29,7 +29,6 @@ POST = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 CHUNKED = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 PATIENCE = 30
 SOON = 0.3
-NEVER = 1000.0
 Message = dict[str, Any]
 
 
@@ -62,10 +61,9 @@ async def _app(scope: Message, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def serving(tls: ssl.SSLContext | None = None, **limits: Any) -> AsyncIterator[Running]:
     """Serve with these limits, and with all others out of a test's reach."""
-    wide = {"connections": 100, "head": NEVER, "body": NEVER, "idle": NEVER, "write": NEVER}
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    listener = Listener(_app, tls=tls, grace=1, limits=Limits(**wide | limits))
+    listener = Listener(_app, tls=tls, grace=1, limits=wide_limits(**limits))
     await listener.start(listening)
     try:
         yield Running(url, listener)
@@ -467,7 +465,7 @@ async def test_many_heads_in_one_piece_take_linear_time() -> None:
 
 def test_it_is_a_table_over_all_states() -> None:
     """Every state but that of being at work has a deadline or a minimum pace."""
-    table = connections.Connections(Limits(), itertools.count().__next__)
+    table = connections.Connections(wide_limits(), itertools.count().__next__)
     has_another = {State.ANSWERING, State.BODY}
     assert set(table.deadlines) == set(State) - has_another
 
@@ -488,7 +486,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
     still unread.
     """
     times = [0.0]
-    crowd = connections.Connections(Limits(), lambda: times[0])
+    crowd = connections.Connections(wide_limits(), lambda: times[0])
     ended: list[State] = []
     visit = Visit()
     visit.cut = visit.dismiss = lambda: ended.append(state)
@@ -502,7 +500,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
     crowd.sweep()
     assert not ended
     assert visit.heard == times[0]
-    times[0] += NEVER
+    times[0] += 2 * NEVER
     crowd.sweep()
     assert ended
 
@@ -510,7 +508,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
 @pytest.mark.slow
 async def test_a_sweep_that_comes_late() -> None:
     """After a late sweep the server looks once more before it ends a connection."""
-    crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)
+    crowd = connections.Connections(wide_limits(idle=1.0), asyncio.get_running_loop().time)
     ended = asyncio.Event()
     visit = Visit()
     visit.cut = visit.dismiss = ended.set

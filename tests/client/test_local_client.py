@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from policyd.v1.local_pb2_grpc import (
     add_LocalDecisionServiceServicer_to_server,
 )
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, ENDING_COMPLETE, EvaluateRequest
+from tests.support.waiting import until
 
 EPOCH = "e" * 32
 KEY = "up-" + "k" * 48
@@ -91,12 +92,6 @@ async def client(target: str, spool: Path, **more: Any) -> AsyncIterator[LocalPo
         yield made
     finally:
         await made.close(carrying=0.1)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110  # they set no event here
-            await asyncio.sleep(0.02)
 
 
 def segments(spool: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from policyd.client.request_outcome import RequestOutcome
 from policyd.decision_log.record import Outcome
 from policyd.errors import LogFull
 from policyd.v1 import policy_pb2 as pb
-from tests.support.reports import until
+from tests.support.waiting import until
 
 ID = "019a0000000000000000000000000001"
 ANSWERED = RequestOutcome(

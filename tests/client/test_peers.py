@@ -24,6 +24,7 @@ from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 from tests.support.peers import KINDS, serve
 from tests.support.silent import SilentProxy
+from tests.support.waiting import until
 
 CODE = grpc.StatusCode
 DESCRIPTOR = pb.EvaluateRequest(has_user=True)
@@ -138,12 +139,6 @@ async def ask(client: PolicyClient, number: int) -> list[float]:
 def held_up(took: list[float]) -> int:
     """How many of the answers waited for a silent peer, for as long as the client waits at most."""
     return sum(seconds >= MAX_PATIENCE for seconds in took)
-
-
-async def until(holds: Callable[..., bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - servers set no event here
-            await asyncio.sleep(0.01)
 
 
 def test_addresses() -> None:

@@ -9,7 +9,8 @@ import pytest_asyncio
 
 from policyd.client import PolicyClient, reporter
 from policyd.v1.policy_pb2 import ENDING_COMPLETE, Outcome
-from tests.support.reports import PATIENCE, Recorder, make_recorder, until
+from tests.support.reports import PATIENCE, Recorder, make_recorder
+from tests.support.waiting import until
 
 MANY = reporter.MAX_WAITING
 

@@ -13,9 +13,8 @@ from tests.support.stack import Background, Gateway, Upstream, Wire
 
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @pytest.fixture(autouse=True, scope="session")

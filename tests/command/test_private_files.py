@@ -16,8 +16,9 @@ from policyd.errors import SettingsError
 from policyd.server.server import Server
 from policyd.store import Store
 from tests.support.consoles import prepare, settings
-from tests.support.load import PATIENCE, until
+from tests.support.load import PATIENCE
 from tests.support.processes import BIN, Program, run
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow  # These tests start commands and servers under each umask.
 

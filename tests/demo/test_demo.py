@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -21,6 +21,7 @@ import pytest
 
 from tests.support.processes import Program, environment, run
 from tests.support.stack import Background, Upstream
+from tests.support.waiting import wait_until
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 FIRST_HEADERS = [
@@ -64,10 +65,8 @@ def demo(
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     """An upstream other than the demo's own."""
-    background = Background()
-    with Upstream(background) as running:
+    with Background() as background, Upstream(background) as running:
         yield running
-    background.close()
 
 
 def paste(command: str, env: Mapping[str, str] | None = None) -> tuple[int, list[str], bytes]:
@@ -253,13 +252,6 @@ def test_with_another_upstream(tmp_path: Path, upstream: Upstream, env: dict[str
 def with_own_key(command: str) -> str:
     """A printed curl line with the client's own provider key."""
     return command.replace(" -d ", " -H 'Authorization: Bearer sk-own' -d ")
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_the_sample(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.services.local_messages._PROCESS": [],
     "policyd.services.local_messages._SPOOL": [],
     "policyd.decider.decision_ids._KEY": [],
-    "policyd.settings._PLAIN_URL": _after("http://", "https://a"),
+    "policyd.setting_rules._PLAIN_URL": _after("http://", "https://a"),
     "policyd.decision_log.spool.reader._IDENTITY": [],
     "policyd.store.partitions._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
     "policyd.store.postgresql._GIVEN": _after("-c", "-c ", "--a", "-c a", "-ca "),

@@ -4,7 +4,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from policyd.descriptor.body_readers import BodyReaders
 from policyd.descriptor.pieces import Pieces
 from tests.descriptor.test_body_memory import LARGE, PLAIN, chat
+from tests.support.waiting import until
 
 # A parent that has a reader without a body, and one that has half of a body; it says which.
 PARENT = """
@@ -45,12 +45,6 @@ def is_running(process: str) -> bool:
         return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110  # nothing tells of it
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 3, 10, 30, 100])

@@ -35,10 +35,10 @@ from tests.support.load import (
     ask,
     keys,
     under_load,
-    until,
 )
 from tests.support.processes import Policyd
 from tests.support.stack import Gateway
+from tests.support.waiting import until
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,11 @@ import pytest
 
 from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
-from tests.support.load import DECIDED, MODE, Answer, Load, Stack, ask, keys, under_load, until
+from tests.support.load import DECIDED, MODE, Answer, Load, Stack, ask, keys, under_load
 from tests.support.processes import Policyd
 from tests.support.requirements import missing
 from tests.support.stack import Gateway, Upstream
+from tests.support.waiting import until
 
 KILLS = 6
 MakeLocal = Callable[..., Stack]

@@ -13,7 +13,8 @@ import pytest
 
 from tests.faults.test_local_decisions import MakeLocal, check_logged, make_local, status
 from tests.faults.test_rolling import roll, told
-from tests.support.load import DECIDED, Stack, keys, under_load, until
+from tests.support.load import DECIDED, Stack, keys, under_load
+from tests.support.waiting import until
 
 OTHER = "it was shown another token than the one in its --local-token-file"
 

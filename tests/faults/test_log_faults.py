@@ -21,9 +21,10 @@ import pytest
 
 from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
-from tests.support.load import DECIDED, Answer, Load, MakeStack, Stack, check, until
+from tests.support.load import DECIDED, Answer, Load, MakeStack, Stack, check
 from tests.support.postgresql import PostgreSQL
 from tests.support.requirements import missing
+from tests.support.waiting import until
 
 log = logging.getLogger(__name__)
 

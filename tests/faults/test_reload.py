@@ -15,9 +15,9 @@ import pytest
 import trustme
 
 from tests.faults.test_rolling import REPLACED, children, told
-from tests.support.load import until
 from tests.support.processes import Policyd, Program
 from tests.support.stack import Gateway
+from tests.support.waiting import until
 
 REFUSED = "no more workers are replaced, and those that run go on: "
 PAIR = "the key belongs to another certificate"

@@ -20,8 +20,9 @@ from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests.support.load import DECIDED, MODE, Load, MakeStack, Stack, check, keys, until
+from tests.support.load import DECIDED, MODE, Load, MakeStack, Stack, check, keys
 from tests.support.postgresql import PostgreSQL
+from tests.support.waiting import until
 
 log = logging.getLogger(__name__)
 

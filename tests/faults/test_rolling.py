@@ -28,6 +28,7 @@ from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import is_running
 from tests.support.health import health_stub
+from tests.support.limits import wide_limits
 from tests.support.load import (
     DECIDED,
     PATIENCE,
@@ -38,10 +39,10 @@ from tests.support.load import (
     ask,
     keys,
     under_load,
-    until,
 )
 from tests.support.processes import Policyd, Program
 from tests.support.stack import Gateway
+from tests.support.waiting import until
 
 log = logging.getLogger(__name__)
 
@@ -394,7 +395,7 @@ async def test_connections_that_wait_where_a_server_closes() -> None:
     """A server that stops accepts and answers the connections in the kernel's queue."""
     listening = open_socket(Address("127.0.0.1", 0))
     place = listening.getsockname()
-    listener = Listener(_app, tls=None, grace=PATIENCE)
+    listener = Listener(_app, tls=None, grace=PATIENCE, limits=wide_limits(connections=1000))
     await listener.start(listening)
     clients, answers = [], list[bytes]()
     for _ in range(100):  # More than the server accepts at once.

@@ -29,6 +29,7 @@ from tests.support.databases import open_store
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, environment
 from tests.support.silent import SilentProxy
+from tests.support.waiting import wait_until
 
 TIMEOUT = 2
 """Seconds after which these servers give a silent database up."""
@@ -148,13 +149,6 @@ def flagged(url: str) -> int:
         return len(store.log.page(LogFilter(), limit=5000))
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ENOUGH
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def key_of(url: str) -> str:
     with closing(Store(url)) as store:
         return store.keys.create("app", TABLE.with_original(Mode.ENFORCE))[1]
@@ -193,7 +187,7 @@ def test_it_comes_back(fault: Fault, tmp_path: Path, start: Callable[..., Any]) 
     time.sleep(2 * TIMEOUT)
     decide(server, key, 20)
     fault.end()
-    until(lambda: flagged(fault.url) == 40)
+    wait_until(lambda: flagged(fault.url) == 40)
     with closing(Store(fault.url)) as store:
         changed, _ = store.keys.create("later")
     server.reach(changed.revision)
@@ -214,7 +208,7 @@ def test_told_to_end_while_it_starts(postgresql: PostgreSQL, tmp_path: Path) -> 
             cwd=tmp_path,
             env=environment(),
         )
-        until(lambda: proxy.accepted > 0)
+        wait_until(lambda: proxy.accepted > 0)
         server.terminate()
         assert server.wait() == 0
 

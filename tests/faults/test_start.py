@@ -33,11 +33,12 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import kill, listeners, workers
 from tests.support.commands import invoke
 from tests.support.health import health_stub
-from tests.support.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load, until
+from tests.support.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
 from tests.support.requirements import missing
 from tests.support.running import failure
+from tests.support.waiting import until
 
 CODE = grpc.StatusCode
 SERVING = HealthCheckResponse.SERVING

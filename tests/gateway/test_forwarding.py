@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-from collections.abc import Callable
 
 import aiohttp
 import pytest
@@ -22,6 +21,7 @@ from tests.support.raw_http import (
     serving_demo,
     serving_wire,
 )
+from tests.support.waiting import until
 
 pytestmark = IN_SESSION
 
@@ -222,7 +222,7 @@ async def test_uploads_go_up_as_they_come(serving: Serving, off: str) -> None:
         reader, writer = await connect(server.url)
         head = request("POST", "/v1/files", [("x-usagepanda-api-key", off)])
         writer.write(head[:-2] + b"Content-Length: 10\r\n\r\nfirst")
-        await _until(lambda: wire.received.endswith(b"first"))
+        await until(lambda: wire.received.endswith(b"first"))
         writer.write(b"later")
         assert parse(await reader.read()).status == 200
         writer.close()
@@ -254,7 +254,7 @@ async def test_a_chunked_upload_that_is_cut(open_door: Serving) -> None:
         _, writer = await connect(server.url)
         head = request("POST", "/v1/files", [("Transfer-Encoding", "chunked")])
         writer.write(head + b"5\r\nhello\r\n")
-        await _until(lambda: b"hello" in wire.received)
+        await until(lambda: b"hello" in wire.received)
         writer.close()
         await wire.lost.wait()
     assert not bytes(wire.received).endswith(b"0\r\n\r\n")
@@ -266,7 +266,7 @@ async def test_a_malformed_upload(open_door: Serving) -> None:
         reader, writer = await connect(server.url)
         head = request("POST", "/v1/files", [("Transfer-Encoding", "chunked")])
         writer.write(head + b"5\r\nhello\r\n")
-        await _until(lambda: b"hello" in wire.received)
+        await until(lambda: b"hello" in wire.received)
         writer.write(b"zz\r\n")
         assert parse(await reader.read()).status == 400
         await wire.lost.wait()
@@ -329,10 +329,10 @@ async def test_a_client_that_leaves(serving: Serving, enforcing: str, stream: by
         if stream == b"true":
             await reader.readuntil(b"data: ")
         else:
-            await _until(lambda: len(demo.app.record) == 1 and demo.app.record[0].complete)
+            await until(lambda: len(demo.app.record) == 1 and demo.app.record[0].complete)
         assert demo.app.disconnects == 0
         writer.close()
-        await _until(lambda: demo.app.disconnects == 1)
+        await until(lambda: demo.app.disconnects == 1)
 
 
 async def test_connections_are_kept(open_door: Serving) -> None:
@@ -341,9 +341,3 @@ async def test_connections_are_kept(open_door: Serving) -> None:
         for _ in range(5):
             assert (await post(server.url, "", CHAT)).status == 200
         assert wire.connections == 1
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what it asks about has no event
-            await asyncio.sleep(0.005)

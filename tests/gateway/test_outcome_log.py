@@ -19,7 +19,8 @@ from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import ENDING_COMPLETE, EvaluateRequest, Outcome
 from tests.support.processes import Policyd
 from tests.support.raw_http import Demo, post, serving_demo
-from tests.support.reports import PATIENCE, chat, check_times, load, tokens, until
+from tests.support.reports import PATIENCE, chat, check_times, load, tokens
+from tests.support.waiting import until
 
 
 @pytest_asyncio.fixture

@@ -48,8 +48,8 @@ from tests.support.reports import (
     load,
     make_recorder,
     tokens,
-    until,
 )
+from tests.support.waiting import until
 
 JSON = "Content-Type: application/json"
 EVENTS = "Content-Type: text/event-stream"

@@ -7,7 +7,7 @@ import resource
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -29,6 +29,7 @@ from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
 from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from tests.support.load import PATIENCE
+from tests.support.waiting import until
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
 HOUR = 3600.0
@@ -292,19 +293,19 @@ async def test_it_is_kept_as_settings_change(
     await asyncio.sleep(2 * snapshot_keeper._TURN)
     assert file.head() is None, "what the store has not told is no snapshot"
     following = asyncio.create_task(table.follow(0.01))
-    await _until(lambda: _revision(file) == 1)
+    await until(lambda: _revision(file) == 1)
     store.is_busy = True
-    seen, until = [], time.monotonic() + 6 * snapshot_keeper._TURN
-    while time.monotonic() < until:
+    seen, end = [], time.monotonic() + 6 * snapshot_keeper._TURN
+    while time.monotonic() < end:
         seen.append((tmp_path / "snapshot").stat().st_ino)
         await asyncio.sleep(0.005)
     assert 2 <= sum(one != other for one, other in pairwise(seen)) <= 8
     store.is_busy = False
-    await _until(lambda: _revision(file) == store.revision)
+    await until(lambda: _revision(file) == store.revision)
     assert file.read(IDENTITY, PLACE, HOUR)[1] == table.copy()
     # A database that was put back from a backup may have other settings at the same revision.
     store.epoch = "b"
-    await _until(lambda: _epoch(file) == "b")
+    await until(lambda: _epoch(file) == "b")
     assert file.read(IDENTITY, PLACE, HOUR)[1] == {bytes(32): KeySettings(f"key_b{store.revision}")}
     for task in (keeper, following):
         task.cancel()
@@ -318,12 +319,6 @@ def _revision(file: SnapshotFile) -> int:
 def _epoch(file: SnapshotFile) -> str:
     found = file.head()
     return found.epoch if found else ""
-
-
-async def _until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not is_so():  # noqa: ASYNC110 - it sends no event
-            await asyncio.sleep(0.02)
 
 
 async def test_a_table_that_begins_by_a_snapshot() -> None:

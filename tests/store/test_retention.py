@@ -25,11 +25,11 @@ from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.commands import invoke
 from tests.support.databases import open_store
-from tests.support.load import until
 from tests.support.machine_clock import wrong_machine_clock
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd
 from tests.support.records import decision_id, denied, record
+from tests.support.waiting import until
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)

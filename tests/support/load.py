@@ -14,6 +14,7 @@ import aiohttp
 from tests.support.commands import invoke
 from tests.support.processes import Policyd
 from tests.support.stack import Gateway, Upstream
+from tests.support.waiting import until
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +61,6 @@ def keys(database_url: str, *words: str) -> Any:
     done = invoke("policyd", "keys", *words, "--json", "--database-url", database_url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-async def until(holds: Callable[..., bool]) -> None:
-    """Wait until other processes have made this true."""
-    async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - they set no event here
-            await asyncio.sleep(0.005)
 
 
 # Load

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -102,13 +102,6 @@ async def make_recorder() -> Recorder:
     keys = StoredKeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
     await keys.refresh()
     return Recorder(keys, key)
-
-
-async def until(holds: Callable[..., bool]) -> None:
-    """Wait until other tasks have made this true."""
-    async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - they set no event here
-            await asyncio.sleep(0.005)
 
 
 # Requests and reports

@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,7 +21,7 @@ _Result = TypeVar("_Result")
 _REQUEST_LINE = re.compile(rb"[A-Z]+ /\S* HTTP/1\.1\r\n")
 
 
-class Background:
+class Background(AbstractContextManager["Background"]):
     """An event loop in a thread, for code that must run while a test blocks."""
 
     def __init__(self) -> None:
@@ -31,6 +32,9 @@ class Background:
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Run `work` there and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.run(_cancel_the_rest())

@@ -3,7 +3,6 @@ the alerts that come along."""
 
 import json
 import re
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.support import requirements
+from tests.support.ports import unused_port
 from tests.support.processes import Program
 from tests.telemetry.conftest import Measured, address
 
@@ -61,9 +61,7 @@ def prometheus(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("prometheus")
     config = folder / "prometheus.yml"
     config.write_text(json.dumps(_config(measured)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     command = [
         *(path, f"--config.file={config}", f"--storage.tsdb.path={folder}/data"),
         f"--web.listen-address=127.0.0.1:{port}",

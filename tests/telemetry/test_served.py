@@ -8,7 +8,6 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from policyd.telemetry.bounds import MODELS
 from tests.support.http_posts import post
 from tests.support.processes import Policyd, Program, run
 from tests.support.stack import Gateway
+from tests.support.waiting import wait_until
 from tests.telemetry.conftest import Measured, address, scrape, total
 
 _IGNORED = {"le"}
@@ -28,14 +28,6 @@ _COUNTED = {
     "local": ("policyd_decisions_total", "policyd_gateway_workers"),
 }
 """What each server counts, and the gauge of its workers."""
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until it is so: counts show half a second later."""
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def children(program: Program) -> list[int]:
@@ -54,8 +46,8 @@ def test_names_and_labels(measured: Measured) -> None:
     catalogue is missing."""
     measured.load()
     expected = {one.name: one for one in catalogue.ALL}
-    until(lambda: total(measured.policyd, "policyd_cost_usd_total") > 0)
-    until(lambda: total(measured.policyd, "policyd_outcomes_total") > 0)
+    wait_until(lambda: total(measured.policyd, "policyd_cost_usd_total") > 0)
+    wait_until(lambda: total(measured.policyd, "policyd_outcomes_total") > 0)
     served = scrape(measured.policyd) | scrape(measured.gateway) | scrape(measured.local)
     for family in served.values():
         is_counter = family.type == "counter"
@@ -70,7 +62,7 @@ def test_names_and_labels(measured: Measured) -> None:
 def test_no_secret_no_user_no_path(measured: Measured) -> None:
     """Neither a key nor its ID, a user or a path is on the page."""
     measured.chat(measured.enforcing, user="alice-in-the-labels")
-    until(lambda: total(measured.gateway, "policyd_gateway_requests_total", status="200") > 0)
+    wait_until(lambda: total(measured.gateway, "policyd_gateway_requests_total", status="200") > 0)
     for program in (measured.policyd, measured.gateway, measured.local):
         with urllib.request.urlopen(f"http://{address(program)}/metrics", timeout=60) as answer:
             page = answer.read().decode()
@@ -102,7 +94,7 @@ def test_each_request_counts_once(measured: Measured) -> None:
         measured.chat(measured.enforcing)
         measured.chat(measured.audited)
     expected = tuple(a + b for a, b in zip(before, (5, 5, 5, 5, 10, 5, 15), strict=True))
-    until(lambda: counts() == expected)
+    wait_until(lambda: counts() == expected)
 
 
 def test_local_decisions_count_once(measured: Measured) -> None:
@@ -135,18 +127,18 @@ def test_local_decisions_count_once(measured: Measured) -> None:
         measured.chat(measured.enforcing, gateway=local)
         measured.chat(measured.audited, gateway=local)
         measured.chat("up-never-issued", gateway=local)
-    until(lambda: total(local, "policyd_gateway_log_carried_total") >= carried + 25)
-    until(lambda: counts()[:10] != before[:10])
+    wait_until(lambda: total(local, "policyd_gateway_log_carried_total") >= carried + 25)
+    wait_until(lambda: counts()[:10] != before[:10])
     added = (5, 5, 5, 5, 5, 5, 10, 20, 20, 20, 0, 0, 0)
     expected = tuple(a + b for a, b in zip(before, added, strict=True))
-    until(lambda: counts() == expected)
+    wait_until(lambda: counts() == expected)
 
 
 def test_tokens_and_cost(measured: Measured) -> None:
     """The tokens that answers name count by model, at the gateway and as they are shipped, where
     they have a price."""
     measured.chat(measured.enforcing, user="alice")
-    until(lambda: total(measured.policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > 0)
+    wait_until(lambda: total(measured.policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > 0)
     for program, name in (
         (measured.policyd, "policyd_tokens_total"),
         (measured.gateway, "policyd_gateway_tokens_total"),
@@ -170,8 +162,8 @@ def test_tokens_of_local_decisions(measured: Measured) -> None:
     before, cost = counts(), total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini")
     for _ in range(3):
         assert measured.chat(measured.enforcing, user="alice", gateway=local) == 200
-    until(lambda: counts()[3] == before[3] + 6)
-    until(lambda: counts()[2] == before[2] + 6)
+    wait_until(lambda: counts()[3] == before[3] + 6)
+    wait_until(lambda: counts()[2] == before[2] + 6)
     tokens = [after - was for after, was in zip(counts(), before, strict=True)][:2]
     assert tokens[0] == tokens[1] > 0
     assert total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > cost
@@ -187,7 +179,7 @@ def test_hostile_names(measured: Measured) -> None:
         request = urllib.request.Request(url, method=f"METHOD{number}")
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=60)
-    until(lambda: total(measured.gateway, "policyd_gateway_step_seconds_count") > sent)
+    wait_until(lambda: total(measured.gateway, "policyd_gateway_step_seconds_count") > sent)
     for program in (measured.policyd, measured.gateway, measured.local):
         series = sum(len(one.samples) for one in scrape(program).values())
         # Two workers tell MODELS models apart, of four kinds of tokens each.
@@ -207,7 +199,7 @@ def test_gauges(measured: Measured) -> None:
     assert total(measured.gateway, "policyd_gateway_workers") == 2
     port = int(measured.gateway.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)):
-        until(lambda: total(measured.gateway, "policyd_gateway_connections") > 0)
+        wait_until(lambda: total(measured.gateway, "policyd_gateway_connections") > 0)
 
 
 def test_streams(measured: Measured) -> None:
@@ -220,10 +212,10 @@ def test_streams(measured: Measured) -> None:
         {"Content-Type": "application/json", "x-usagepanda-api-key": measured.enforcing},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
-        until(lambda: total(measured.gateway, "policyd_gateway_streams") == 1)
+        wait_until(lambda: total(measured.gateway, "policyd_gateway_streams") == 1)
         measured.upstream.let_go()
         answer.read()
-    until(lambda: total(measured.gateway, "policyd_gateway_streams") == 0)
+    wait_until(lambda: total(measured.gateway, "policyd_gateway_streams") == 0)
 
 
 @pytest.mark.parametrize("which", _COUNTED)
@@ -238,11 +230,11 @@ def test_a_worker_is_killed(measured: Measured, which: str) -> None:
     killed = set(filter(is_worker, children(program)))
     for process in killed:
         os.kill(process, signal.SIGKILL)
-    until(lambda: not killed & set(children(program)))
+    wait_until(lambda: not killed & set(children(program)))
     assert total(program, name) >= before
-    until(lambda: total(program, workers) == 2)
+    wait_until(lambda: total(program, workers) == 2)
     measured.load()
-    until(lambda: total(program, name) > before)
+    wait_until(lambda: total(program, name) > before)
 
 
 @pytest.mark.parametrize("which", _COUNTED)
@@ -253,11 +245,11 @@ def test_workers_are_replaced(measured: Measured, which: str) -> None:
     time.sleep(1)
     before, old = total(program, name), set(children(program))
     program.send(signal.SIGHUP)
-    until(lambda: "all workers are replaced" in "".join(program.errors))
-    until(lambda: not old & set(children(program)))
+    wait_until(lambda: "all workers are replaced" in "".join(program.errors))
+    wait_until(lambda: not old & set(children(program)))
     assert total(program, name) == before
     if which == "policyd":
-        until(lambda: total(program, "policyd_keys") == 2)
+        wait_until(lambda: total(program, "policyd_keys") == 2)
 
 
 def test_scrapes_that_hang(measured: Measured) -> None:
@@ -294,14 +286,14 @@ def test_a_single_worker(tmp_path: Path) -> None:
     check = f"http://{policyd.http}/v1/check/v1/chat/completions"
     named = {"x-usagepanda-api-key": key}
     assert post(check, {"model": "m"}, named) == 422
-    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 1)
+    wait_until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 1)
     policyd.send(signal.SIGHUP)
-    until(lambda: "all workers are replaced" in "".join(policyd.errors))
+    wait_until(lambda: "all workers are replaced" in "".join(policyd.errors))
     assert post(check, {"model": "m"}, named) == 422
-    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 2)
+    wait_until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 2)
     policyd.create_key("enforce")
     # The first worker's gauges would hold this one down: it knew one key.
-    until(lambda: total(policyd, "policyd_keys") == 2)
+    wait_until(lambda: total(policyd, "policyd_keys") == 2)
     assert folder.is_dir()
     assert policyd.stop() == 0
     assert not folder.exists()
@@ -326,7 +318,7 @@ def test_tls(tmp_path: Path) -> None:
     assert trusted(gateway, authorities) == [True, False]
     issue(authorities[1], cert, key)
     gateway.send(signal.SIGHUP)
-    until(lambda: trusted(gateway, authorities) == [False, True])
+    wait_until(lambda: trusted(gateway, authorities) == [False, True])
     assert gateway.stop() == 0
 
 

@@ -53,14 +53,6 @@ def keys(policyds: dict[str, Policyd]) -> dict[str, Keys]:
 
 
 @pytest.fixture(scope="module")
-def background() -> Iterator[Background]:
-    """An event loop in a thread."""
-    running = Background()
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def upstream(background: Background) -> Iterator[Upstream]:
     """A demo upstream."""
     with Upstream(background) as running:

@@ -130,10 +130,8 @@ def test_evaluate(
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
     """A demo upstream."""
-    background = Background()
-    with Upstream(background) as running:
+    with Background() as background, Upstream(background) as running:
         yield running
-    background.close()
 
 
 @pytest.fixture(scope="module", params=KINDS)

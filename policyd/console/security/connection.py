@@ -8,8 +8,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from policyd.asgi.bounded import Bounded
 from policyd.asgi.limits import Limits
+from policyd.command.serving_settings import ANSWER_MEMORY
 
-LIMITS = Limits(connections=200, head=10.0, body=10.0, idle=5.0, write=30.0)
+LIMITS = Limits(200, head=10.0, body=10.0, idle=5.0, write=30.0, unread=ANSWER_MEMORY)
 """Enough for browsers, which send a request without pauses."""
 
 

@@ -64,15 +64,20 @@ class SafeHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-class OwnHost:
-    """Rejects requests for a host name other than a loopback one or `public`. This is
-    against DNS rebinding: another site's name may point to this machine, and its pages could then
-    read the console's."""
+class _Guard:
+    """Passes on to `app` the requests that it accepts, and answers all others by `answer`. `public`
+    is the host, or the origin, that browsers see behind a proxy."""
 
     def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
         self._answer = answer
         self._public = public
+
+
+class OwnHost(_Guard):
+    """Rejects requests for a host name other than a loopback one or `public`. This is
+    against DNS rebinding: another site's name may point to this machine, and its pages could then
+    read the console's."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = Headers(scope=scope).get("host", "")
@@ -95,14 +100,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class SameOrigin:
+class SameOrigin(_Guard):
     """Rejects requests that a page of another site has a browser send (CSRF). `public` is the
     origin that browsers see behind a proxy."""
-
-    def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
-        self._app = app
-        self._answer = answer
-        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)

@@ -17,12 +17,3 @@ def url() -> str:
     pairs = (one.partition(",") for one in named)
     found = next((place.strip() for label, _, place in pairs if label.strip() == _LABEL), "")
     return found if found.startswith(("https://", "http://")) else ""
-
-
-@cache
-def version() -> str:
-    """The version of this policyd; "" where it is not installed."""
-    try:
-        return metadata.version("policyd")
-    except metadata.PackageNotFoundError:
-        return ""

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from policyd.build_info import version
 from policyd.command.networks import Network
 from policyd.command.threads import StoreThreads
 from policyd.console.security.attempts import Attempts
@@ -157,7 +158,7 @@ def _environment() -> jinja2.Environment:
         "moment": labels.moment,
     }
     environment.globals |= {"static": _static, "labels": labels, "flag_words": flags}
-    environment.globals["documentation"] = documentation
+    environment.globals |= {"documentation": documentation, "policyd_version": version()}
     return environment
 
 

@@ -29,9 +29,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @pytest.fixture(scope="session")

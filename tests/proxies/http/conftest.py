@@ -1,6 +1,5 @@
 """Proxies of other makers before a demo upstream, asking a real policyd over HTTP."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import pytest
 
 from tests.proxies.http.proxies import Proxy, address, configured
 from tests.support import requirements
+from tests.support.ports import unused_port
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Gateway, Upstream
 
@@ -32,9 +32,8 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def background() -> Iterator[Background]:
-    loop = Background()
-    yield loop
-    loop.close()
+    with Background() as loop:
+        yield loop
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def nginx(folder: Path, port: int, policyd: Policyd, upstream: Upstream) -> Iter
     program = requirements.program("nginx", "libnginx-mod-http-js")
     module = Path("/usr/lib/nginx/modules/ngx_http_js_module.so")
     requirements.file(module, "apt-get install libnginx-mod-http-js")
-    h2 = free_port()
+    h2 = unused_port()
     changes = {
         "127.0.0.1:50053": policyd.http,
         "listen 127.0.0.1:8000;": f"listen 127.0.0.1:{port}; listen 127.0.0.1:{h2} http2;",
@@ -123,13 +122,6 @@ def _caddy(
 STARTERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "forward_auth": forward_auth}
 
 
-def free_port() -> int:
-    """A port of this machine at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def stack(name: str, folder: Path, background: Background) -> Iterator[Stack]:
     """Start the proxy `name` and the servers that it needs."""
@@ -139,5 +131,5 @@ def stack(name: str, folder: Path, background: Background) -> Iterator[Stack]:
         running.callback(policyd.stop)
         keys = policyd.create_key("enforce"), policyd.create_key("off")
         upstream = running.enter_context(Upstream(background))
-        proxy = running.enter_context(STARTERS[name](folder, free_port(), policyd, upstream))
+        proxy = running.enter_context(STARTERS[name](folder, unused_port(), policyd, upstream))
         yield Stack(name, proxy.url, upstream, proxy, policyd, *keys)
