@@ -9,13 +9,15 @@ An evaluation goes through these files:
     targets     their addresses, and opening, which makes connections to them
     transport   what a connection does, whichever protocol it speaks:
     connection       ... gRPC
-    http_connection  ... HTTP, on the connections of http_pool, whose errors connect_errors reads
-    silence     calls wait, and no answer comes; then absence looks for the peer until it is back
+    http_connection  ... HTTP, on the connections of http_pool, whose errors connect_errors reads;
+                     http_leftovers: no leftover response may answer another request
+    silence     calls wait, and no answer comes; then recovery looks for the peer until it is back
     statuses    what a status means: an outage, or a policyd that would not decide
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
     request_outcome  ... as a gateway records one
     forking     what becomes of clients when a process forks
+    admin       AdminClient, for programs of administrators: it calls AdminService
 
 A program that decides by itself, by policyd's settings, imports LocalPolicyClient from
 policyd.client.local, and with it all that deciding needs:
@@ -28,6 +30,8 @@ policyd.client.local, and with it all that deciding needs:
     decision_carrier    the spool, carried by one process at a time
     policyd_destination ... to policyd, over a stream
     local_look          a look at a policyd, without following it
+    local_telemetry     the metrics and spans of these decisions
+    stream_call         a stream that ends with policyd's own status
 """
 
 from grpc import ChannelCredentials

@@ -10,5 +10,10 @@ json_members      every occurrence of the members of a JSON object that matter
 stated, prompt    what a body says of its model and limits;  how many characters its prompt has
 usual_prompt      the same count, quicker, for prompts in the shapes that most clients send
 identifiers       end-user identifiers, and their states;  placeholders: values that name no user
+end_users         headers that an operator trusts to name the end user
+caller_claims     the model and the numbers that a caller states beside the body, or in its place;
+                  end_user_claims: the end users
+route             what a gateway's operator sets for a route
+message_fields    fields of messages that may be unset
 evaluate_request  EvaluateRequest -> what the engine decides on, and the answer
 """

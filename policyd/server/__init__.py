@@ -10,12 +10,17 @@ A worker, in the order of its start:
     preparation   what it needs on its own disk, and the background worker's process
     following     how it gets the settings of API keys: from the database, or the snapshot
     opening       the database: brought to its form, and known to be the one that the spool is for
-    log           its decision log
     presence      its signs of life in the store, which also measure its clock (worker_clock)
     admin_token   the token of AdminService
     http_check    what answers at --http
     readiness     whether requests should be sent to it, and what its operator should know
     health        the health that it reports
+    telemetry     its metrics (worker_metrics), access lines and traces
+    local_decisions  what it offers gateways that decide by themselves
+
+The page of all metrics: supervisor_metrics, with those of the background worker
+(background_metrics, shipped_metrics). Without a server: config_checks, for `policyd config check`,
+and doctor, for `policyd doctor`.
 
 The background worker: decision_log/shipper.py carries entries from the spool to the store, and
 retirement.py deletes old ones there.

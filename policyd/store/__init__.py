@@ -3,7 +3,7 @@
 `Store` is all that the rest of policyd sees of it: a few methods of its own, and one part for each
 kind of thing that it keeps:
 
-    keys              API keys, one at a time; key_rows has their table
+    keys              API keys, one at a time; key_rows has their table, key_settings its columns
     key_list          keys, searched and sorted; key_batches: several changed in one revision
     key_indexes       of the list of keys; index_building: on PostgreSQL, while servers write
     declaring         keys and defaults as an operator declares them, in one revision
@@ -11,7 +11,8 @@ kind of thing that it keeps:
     key_changes       what workers follow: digests in force, and the defaults
     audit             what administrators did
     epochs, hints     what tells equal revisions apart; notifications that settings have changed
-    log               decisions and outcomes as the shipper appends them, and as pages read them
+    log               decisions and outcomes as the shipper appends them, and as pages read them;
+                      destination: where a spool is shipped to
     outcomes          outcomes that wait for their decision
     positions         how far each file of a spool has been shipped
     refused_keys      requests without a key in force, counted apart from the log
@@ -26,12 +27,15 @@ kind of thing that it keeps:
     workers           which workers run, and at which revision each decides
     administrator     the console's password and sessions
 
-What deletes: retention (how much may go), expiry (deletes it), steps (in short transactions), days
-(PostgreSQL's partitions), space (gives free pages back).
+What deletes: retention (how much may go), log_deletion (deletes it), steps (in short transactions),
+partitions (of PostgreSQL, by day), space (gives free pages back); sample, for the demo's requests.
 
-What is below: database (transactions, bounds, errors), engine (connections), postgresql,
-database_file and checkpoints (SQLite's file, which others may replace), clock, identity, damage.
-The form: forms and migrations/. What `policyd db` does: upkeep, copying, sqlite_files.
+What is below: database (transactions, bounds, errors), engine (SQLAlchemy's, with its connections),
+postgresql, many_rows (statements for many rows), database_file and checkpoints (SQLite's file,
+which others may replace), sqlite_errors, clock, identity, damage.
+
+The form of the tables: schema (brings a database to it, while servers use it), migrations/,
+log_indexes. What `policyd db` does: upkeep, copying, sqlite_files.
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -16,8 +16,11 @@ PACKAGES = sorted(
 )
 # A line of an index: one name or several, and behind two spaces what they are.
 ENTRY = re.compile(r"^ *((?:\w+/?(?:, )?)+)(?: {2,}|$)", re.MULTILINE)
+STORE = ROOT / "policyd" / "store"
 # `policyd.policies` finds its modules by itself, and so does Alembic.
-FOUND = {ROOT / "policyd" / "policies"}
+FOUND = {ROOT / "policyd" / "policies", STORE / "migrations", STORE / "migrations" / "versions"}
+# Their docstrings list files and tables, too.
+LISTS_MORE = {STORE / "migrations", ROOT / "policyd" / "decision_log" / "spool"}
 
 
 def names(package: Path) -> set[str]:
@@ -38,7 +41,9 @@ def test_it_names_every_module(package: Path) -> None:
     assert not wanted - set(re.findall(r"\w+", index(package)))
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda one: str(one.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "package", sorted(set(PACKAGES) - LISTS_MORE), ids=lambda one: str(one.relative_to(ROOT))
+)
 def test_it_names_nothing_else(package: Path) -> None:
     """What an index names at the beginning of a line, before its description, is there."""
     named = {name.strip(" /") for text in ENTRY.findall(index(package)) for name in text.split(",")}
