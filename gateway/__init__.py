@@ -23,7 +23,7 @@ In the order in which a request passes through them:
 Around it:
 
     cli             the command `policyd-gateway`; serve, config, doctor, health: its subcommands
-    settings        its settings; setting_rules: which of them fit together; upstream_url: --upstream
+    settings        its settings; setting_rules: which fit together; upstream_url: --upstream
     supervisor      holds the socket and the workers; worker: one of them; server: app and listener
     policyd_client  the client that asks policyd, or decides by policyd's settings
     diagnosis       why the gateway does not reach policyd; first_contact: logs it at the start

@@ -18,8 +18,8 @@ Around it:
     command       what the processes of policyd and its gateway are made of: settings, addresses,
                   workers, threads;  asgi: what all HTTP servers share
     telemetry     metrics, access lines, traces and logs
-    simulation    what other settings would have done, from the log;  trial: one request, decided now
-    errors        the tree of exceptions;  build_info: version and commit;  extras: what is installed
+    simulation    what other settings would have done, by the log;  trial: one request, decided now
+    errors        the tree of exceptions;  build_info: version, commit;  extras: what is installed
     v1            the stubs that `make protos` generates
 
 The HTTP gateway is a package of its own, `gateway`. docs/architecture.md says more.
