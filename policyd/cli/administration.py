@@ -80,7 +80,8 @@ class Administrator(Protocol):
         """The state of the log."""
 
     def shipped(self, spool: str) -> dict[str, int]:
-        """Bytes of each segment that are shipped, of the spool with this identity, where known."""
+        """How many bytes of each segment of a spool are shipped, where this is known. `spool` is
+        its identity."""
 
     def time(self) -> datetime:
         """The present time, or that of the newest decision, by the clock that times decisions."""

@@ -155,7 +155,7 @@ def restore(database_url: str, as_json: bool, source: Path) -> None:
         return
     click.echo(f"{real} now holds what {source} holds.")
     if aside:
-        click.echo(f"The database before it is {aside}: remove it when you no longer need it.")
+        click.echo(f"The database before is now {aside}: remove it when you no longer need it.")
 
 
 @db.command("copy")

@@ -64,8 +64,8 @@ def _print(values: Status, *, as_json: bool) -> None:
 
 
 def _waiting(folder: Path | None, administrator: Administrator | None = None) -> Status:
-    """What waits in the spool of `folder`, None for none: without the administrator's database,
-    also what that has already."""
+    """What waits in the spool at `folder`; nothing where that is None. Without an administrator,
+    what the database has already counts, too."""
     if folder is None:
         return {}
     size, age = None, None

@@ -1,4 +1,4 @@
-"""The decision log on a terminal: one line for each decision, without control characters."""
+"""The decision log on a terminal: one line for each decision, with control characters escaped."""
 
 from policyd.decision_log.export import values
 from policyd.decision_log.record import Record

@@ -67,7 +67,7 @@ class DecisionMetrics:
         return append
 
     def decided(self, adapter: str, entries: Sequence[Entry], began: float) -> None:
-        """Count the decisions of a request by `adapter` that came at `began` (perf_counter())."""
+        """Count the decisions of one request by `adapter`, which came at `began`, in seconds."""
         self._requests[adapter].add(perf_counter() - began)
         for entry in entries:
             for count in self._counts(adapter, entry):

@@ -125,8 +125,8 @@ async def test_keys_that_are_not_in_force(console: Console, admin: Visitor) -> N
         ({"path": "v1/chat"}, "begins with a slash"),
         ({"path": "http://["}, "begins with a slash"),
         ({"path": "/" + "a" * 5000}, "at most 4000"),
-        ({"headers": "no colon"}, "is no header"),
-        ({"headers": "a b: c"}, "is no header"),
+        ({"headers": "no colon"}, "is not a header"),
+        ({"headers": "a b: c"}, "is not a header"),
         (
             {"headers": "\n".join(f"x-{n}: 1" for n in range(MAX_HEADERS + 1))},
             "at most 100 headers",
