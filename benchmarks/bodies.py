@@ -36,7 +36,7 @@ from benchmarks.processes import (
 from benchmarks.rounds import Plan, table
 from policyd.descriptor.body_readers import BodyReaders
 from policyd.descriptor.pieces import Pieces
-from policyd.descriptor.reader_process import Told
+from policyd.descriptor.reader_process import BodyContext
 
 LARGE = 20_000_000
 SENDERS = 4
@@ -55,7 +55,7 @@ async def reading(size: int, times: int) -> dict[str, Figures]:
     """Milliseconds of CPU for a megabyte of each kind of body: of its reader, of the process that
     hands it over, of json.loads and of msgspec's decoding."""
     readers = BodyReaders()
-    about = Told("application/json", "", traffic.ENDPOINT, 2**30)
+    about = BodyContext("application/json", "", traffic.ENDPOINT, 2**30)
     found = {}
     for kind, body in bodies(size).items():
         pieces = Pieces(body)
