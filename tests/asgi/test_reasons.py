@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tokenize
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from uvicorn.protocols.http import httptools_impl
@@ -51,9 +52,9 @@ def test_another_version_of_python() -> None:
 
 
 @pytest.mark.parametrize("package", [policyd, gateway])
-def test_no_other_phrase(package: object) -> None:
+def test_no_other_phrase(package: ModuleType) -> None:
     """Nothing of ours asks Python for a phrase."""
-    folder = Path(str(package.__file__)).parent  # type: ignore[attr-defined]
+    folder = Path(str(package.__file__)).parent
     for path in folder.rglob("*.py"):
         content = path.read_bytes()
         if b"phrase" not in content and b"HTTPStatus" not in content:

@@ -41,7 +41,7 @@ class Misbehaving(LocalDecisionServiceServicer):
         self.followers: list[pb.WatchKeysRequest] = []
         self.spools: list[pb.ResumeSpool] = []
 
-    async def WatchKeys(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def WatchKeys(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # It writes by `context`.
         """See local.proto."""
         self.followers.append(await context.read())
         await self._beat(context)
@@ -65,7 +65,7 @@ class Misbehaving(LocalDecisionServiceServicer):
         told = pb.Heartbeat(revision=3, epoch=EPOCH, time=time.time(), database=self.database)
         await context.write(pb.WatchKeysResponse(heartbeat=told))
 
-    async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # It writes by `context`.
         """Takes nothing, and says why."""
         self.spools.append((await context.read()).resume)
         await context.abort(grpc.StatusCode.UNAVAILABLE, self.why)
@@ -95,7 +95,7 @@ async def client(target: str, spool: Path, **more: Any) -> AsyncIterator[LocalPo
 
 async def until(holds: Callable[[], Any]) -> None:
     async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110  # they set no event here
+        while not holds():
             await asyncio.sleep(0.02)
 
 

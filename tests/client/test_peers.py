@@ -45,14 +45,14 @@ class Peer(PolicyServiceServicer):
         """A request with the model "slow" waits for it."""
         self.target = ""
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         self.asked.append(request)
         await self._end(context)
         if request.model == "slow":
             await self.slow.wait()
         return pb.EvaluateResponse(decision=pb.DECISION_ALLOW, decision_id="1")
 
-    async def BatchEvaluate(  # noqa: N802
+    async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         self.asked += [item.request for item in request.items]
@@ -61,7 +61,7 @@ class Peer(PolicyServiceServicer):
         results = [pb.BatchEvaluateResult(id=item.id, response=allowed) for item in request.items]
         return pb.BatchEvaluateResponse(results=results)
 
-    async def ReportOutcome(  # noqa: N802
+    async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         self.reported += [outcome.decision_id for outcome in request.outcomes]
@@ -142,7 +142,7 @@ def held_up(took: list[float]) -> int:
 
 async def until(holds: Callable[..., bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - servers set no event here
+        while not holds():
             await asyncio.sleep(0.01)
 
 
@@ -430,7 +430,7 @@ async def test_a_client_that_stood_still(kind: str, target: Target, make_peer: S
                 asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
+                time.sleep(0.6)  # noqa: ASYNC251  # It stands still like a suspended machine.
                 assert (await asked).decision_id == "1"
         assert proxy.accepted == wanted
 

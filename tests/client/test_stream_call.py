@@ -28,13 +28,13 @@ class Ending(LocalDecisionServiceServicer):
         self._end = end
         self.may_end, self.ended = threading.Semaphore(0), threading.Semaphore(0)
 
-    def WatchKeys(self, _: object, context: Any) -> Iterator[Any]:  # noqa: N802  # gRPC's name
+    def WatchKeys(self, _: object, context: Any) -> Iterator[Any]:
         context.add_callback(self.ended.release)
         self.may_end.acquire(timeout=30)
         self._end(context)
         return iter(())
 
-    def AppendDecisions(self, _: object, context: Any) -> Iterator[Any]:  # noqa: N802  # gRPC's name
+    def AppendDecisions(self, _: object, context: Any) -> Iterator[Any]:
         return self.WatchKeys(_, context)
 
 

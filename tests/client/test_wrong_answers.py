@@ -85,7 +85,7 @@ async def peer(answering: Answering) -> AsyncIterator[Peer]:
 async def gone(running: Peer) -> None:
     """Wait until no connection is left."""
     async with asyncio.timeout(60):
-        while running.connections:  # noqa: ASYNC110  # They set no event here.
+        while running.connections:
             await asyncio.sleep(0.01)
 
 
@@ -314,7 +314,7 @@ async def test_a_connection_that_hangs(scheme: str, takes: bool) -> None:
             async with asyncio.timeout(60):
                 assert (await failure(client)).is_outage
         async with asyncio.timeout(60):
-            while sockets() > before or len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
+            while sockets() > before or len(asyncio.all_tasks()) > tasks:
                 await asyncio.sleep(0.01)
         for one in waiting:
             one.close()
@@ -355,7 +355,7 @@ async def test_callers_that_go_away() -> None:
     async with peer(answering) as slow, PolicyClient(slow.url, timeout=60) as client:
         calls = [asyncio.ensure_future(client.check_key(pb.CheckKeyRequest())) for _ in range(50)]
         async with asyncio.timeout(60):
-            while slow.calls < len(calls):  # noqa: ASYNC110  # The peer sets no event.
+            while slow.calls < len(calls):
                 await asyncio.sleep(0.01)
         is_hanging = False
         for call in calls:
@@ -364,7 +364,7 @@ async def test_callers_that_go_away() -> None:
         assert all(isinstance(one, asyncio.CancelledError) for one in found)
         assert (await client.check_key(pb.CheckKeyRequest())).in_force
         async with asyncio.timeout(60):
-            while len(slow.connections) > 1:  # noqa: ASYNC110  # One is kept.
+            while len(slow.connections) > 1:
                 await asyncio.sleep(0.01)
 
 

@@ -219,7 +219,7 @@ async def test_background_syncs(
     for syncs in (1, 2):
         await add(log)
         async with asyncio.timeout(30):
-            while disk.syncs < syncs:  # noqa: ASYNC110 - it polls
+            while disk.syncs < syncs:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         assert disk.syncs == syncs

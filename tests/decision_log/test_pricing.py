@@ -37,7 +37,7 @@ def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
     read = cost(model, 1000, 0, 400, 0, AT)
     written = cost(model, 1000, 0, 0, 400, AT)
     both = cost(model, 1000, 0, 400, 400, AT)
-    assert plain and read and written and both  # noqa: PT018 - all of them are known
+    assert plain and read and written and both  # noqa: PT018  # All of them are known.
     assert read < plain < written
     assert both == read + written - plain
     # The price lists of both providers charge a quarter more.

@@ -114,7 +114,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         requirements.missing("the steps of an image are run by root, who may mount")
     folder = tmp_path_factory.mktemp("image")
     for one in (folder, *folder.parents):  # Its user has to get there.
-        if one != Path("/tmp"):  # noqa: S108
+        if one != Path("/tmp"):  # noqa: S108  # Its mode stays as it is.
             one.chmod(0o755)
         else:
             break

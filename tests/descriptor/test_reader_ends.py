@@ -48,7 +48,7 @@ def is_running(process: str) -> bool:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110  # nothing tells of it
+        while not holds():
             await asyncio.sleep(0.02)
 
 

@@ -82,7 +82,7 @@ def ask(stack: Stack, key: str) -> EvaluateResponse:
 async def in_force(stack: Stack, key: str, mode: int) -> None:
     """Wait until this mode is in force for the key."""
     async with asyncio.timeout(60):
-        while (await asyncio.to_thread(ask, stack, key)).explanation.mode != mode:  # noqa: ASYNC110
+        while (await asyncio.to_thread(ask, stack, key)).explanation.mode != mode:
             await asyncio.sleep(0.05)
 
 

@@ -345,5 +345,5 @@ async def test_connections_are_kept(open_door: Serving) -> None:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what it asks about has no event
+        while not condition():
             await asyncio.sleep(0.005)

@@ -78,7 +78,7 @@ REQUESTS: dict[str, tuple[str, Message]] = {
     "allowed": ("Evaluate", pb.EvaluateRequest(has_user=True)),
     "denied": ("Evaluate", pb.EvaluateRequest(has_user=False)),
     "unknown user": ("Evaluate", pb.EvaluateRequest()),
-    "unknown state": ("Evaluate", pb.EvaluateRequest(user_state=99)),  # type: ignore[arg-type]
+    "unknown state": ("Evaluate", pb.EvaluateRequest(user_state=99)),  # type: ignore[arg-type]  # It is no member.
     "raw body": ("Evaluate", pb.EvaluateRequest(raw_body=pb.RawBody(content=b'{"user":""}'))),
     "not soon": ("Evaluate", pb.EvaluateRequest(has_user=True, min_revision=10**9)),
     "odd idempotency key": ("Evaluate", pb.EvaluateRequest(has_user=True, idempotency_key="x")),

@@ -260,7 +260,7 @@ def test_no_room_for_a_new_one(file: SnapshotFile, tmp_path: Path) -> None:
     """Without room the existing snapshot stays, and no temporary file is left."""
     settings = keys(3)
     file.keep(head(), settings)
-    with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011 - whichever it is
+    with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011  # Any of them will do.
         file.keep(head(2), keys(1000))
     assert file.read(IDENTITY, PLACE, HOUR)[1] == settings
     assert {one.name for one in tmp_path.iterdir()} == {"snapshot", "snapshot.lock"}
@@ -322,7 +322,7 @@ def _epoch(file: SnapshotFile) -> str:
 
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not is_so():  # noqa: ASYNC110 - it sends no event
+        while not is_so():
             await asyncio.sleep(0.02)
 
 

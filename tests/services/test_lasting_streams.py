@@ -112,7 +112,7 @@ async def test_many_that_say_nothing(tmp_path: Path) -> None:
                 await good.carry()
         ended = [asyncio.create_task(end_of(one)) for one in streams]
         async with asyncio.timeout(60):
-            while sum(one.done() for one in ended) < MANY - append_decisions.MOST:  # noqa: ASYNC110  # no event
+            while sum(one.done() for one in ended) < MANY - append_decisions.MOST:
                 await asyncio.sleep(0.05)
         await good.carry()
         for stream in streams:
@@ -235,7 +235,7 @@ async def test_many_that_begin_to_follow(tmp_path: Path) -> None:
         follower = await running.up_to_date()
         calls = [stub(running.channel).WatchKeys(metadata=bearer()) for _ in range(MANY)]
         async with asyncio.timeout(60):
-            while sum(one.done() for one in calls) < MANY - watch_keys._BEGINNING:  # noqa: ASYNC110  # no event
+            while sum(one.done() for one in calls) < MANY - watch_keys._BEGINNING:
                 await asyncio.sleep(0.05)
         another = await running.up_to_date()
         await follower.beaten(2)

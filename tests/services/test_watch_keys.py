@@ -299,7 +299,7 @@ async def test_a_start_by_the_snapshot(tmp_path: Path) -> None:
     async with serving(settings, store) as running:
         first = await running.up_to_date()
         async with asyncio.timeout(30):
-            while not settings.snapshot_file.exists():  # noqa: ASYNC110  # It is a file.
+            while not settings.snapshot_file.exists():
                 await asyncio.sleep(0.05)
         await first.leave()
     store.close()
@@ -450,7 +450,7 @@ async def test_a_slow_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         await call.write(pb.WatchKeysRequest(follower_id="0" * 12, has_none=True))
         other = await running.up_to_date()
         async with asyncio.timeout(30):
-            while len(running.server._followers) > 1:  # noqa: ASYNC110  # It is not told.
+            while len(running.server._followers) > 1:
                 await asyncio.sleep(0.05)
         await other.beaten(1)
         await other.leave()
@@ -532,7 +532,7 @@ async def test_a_policyd_that_ends_takes_them_along(tmp_path: Path) -> None:
     async with serving(settings, store) as running:
         follower = await running.up_to_date()
         async with asyncio.timeout(30):
-            while len(store.workers.list()) < 2:  # noqa: ASYNC110  # It is in the database.
+            while len(store.workers.list()) < 2:
                 await asyncio.sleep(0.05)
     assert store.workers.list() == []
     await follower.leave()

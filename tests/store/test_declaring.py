@@ -123,7 +123,7 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
         ([DeclaredKey("")], "printable"),
         ([DeclaredKey("a", accept=("nowhere",))], "'a':"),
         ([DeclaredKey("a", accept=())], "'a':"),
-        ([DeclaredKey("a", expires_at=datetime(2030, 1, 1))], "time zone"),  # noqa: DTZ001
+        ([DeclaredKey("a", expires_at=datetime(2030, 1, 1))], "time zone"),  # noqa: DTZ001  # It lacks one.
     ],
 )
 def test_nothing_of_a_bad_declaration(store: Store, declared: list[DeclaredKey], why: str) -> None:

@@ -140,7 +140,7 @@ async def test_an_expired_key_has_no_secret_before(store: Store) -> None:
 
 def test_a_moment_without_a_zone(store: Store) -> None:
     with pytest.raises(InvalidArgument, match="time zone"):
-        store.keys.create("app", expires_at=datetime(2030, 1, 1))  # noqa: DTZ001 - that is the point
+        store.keys.create("app", expires_at=datetime(2030, 1, 1))  # noqa: DTZ001  # That is the point.
 
 
 def test_names_are_taken_once(store: Store) -> None:

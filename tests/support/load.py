@@ -65,7 +65,7 @@ def keys(database_url: str, *words: str) -> Any:
 async def until(holds: Callable[..., bool]) -> None:
     """Wait until other processes have made this true."""
     async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - they set no event here
+        while not holds():
             await asyncio.sleep(0.005)
 
 

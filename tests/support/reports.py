@@ -63,12 +63,12 @@ class Recorder(PolicyServicer):
     def _keep(self, entries: Sequence[object]) -> None:
         self.decisions += [entry for entry in entries if isinstance(entry, Record)]
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         if self.evaluating is not None:
             await context.abort(self.evaluating, "as the test wants it")
         return await super().Evaluate(request, context)
 
-    async def ReportOutcome(  # noqa: N802
+    async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         self.calls += 1
@@ -107,7 +107,7 @@ async def make_recorder() -> Recorder:
 async def until(holds: Callable[..., bool]) -> None:
     """Wait until other tasks have made this true."""
     async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110 - they set no event here
+        while not holds():
             await asyncio.sleep(0.005)
 
 
