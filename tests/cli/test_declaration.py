@@ -150,7 +150,7 @@ def test_bad_files(text: str | bytes, told: str) -> None:
 
 
 def test_all_problems_at_once() -> None:
-    """Every problem is told, in the order of lines, up to thirty."""
+    """The error lists every problem in the order of lines, up to thirty."""
     keys = "".join(f"  key-{number}: {{acept: [user]}}\n" for number in range(40))
     found = problems("version: 1\nkeys:\n" + keys).splitlines()
     assert found[0] == "keys.yaml has 40 problems, so nothing was changed:"

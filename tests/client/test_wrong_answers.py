@@ -229,7 +229,7 @@ async def test_what_is_no_http(name: str) -> None:
 
 
 async def test_informational_responses() -> None:
-    """Those come before an answer, and are none."""
+    """Informational responses before an answer are not taken for the answer."""
     early = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
 
     async def answering(writer: asyncio.StreamWriter, _: bytes) -> None:

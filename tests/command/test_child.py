@@ -191,7 +191,8 @@ async def test_a_child_that_never_gets_ready(
 
 
 def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
-    """A child works on, however many signs of life lie unread, and ends when it is told to."""
+    """A child works on, however many of its signs of life lie unread, and ends when it is asked
+    to."""
     chosen = settings(tmp_path, console=None)
     prepare(chosen)
     reading, writing = os.pipe()

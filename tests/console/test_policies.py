@@ -403,7 +403,7 @@ async def test_results(console: Console, admin: Visitor) -> None:
     ("number", "shown"), [(ABSENT, "Not given"), (INVALID, "Not a number"), (0, "0")]
 )
 async def test_numbers(console: Console, admin: Visitor, number: int, shown: str) -> None:
-    """A number that is not given, or none, is told apart from 0."""
+    """The console distinguishes a number that is absent, or not valid, from 0."""
     one = record(_now(), token_limit=number)
     console.store.log.append([one])
     text = (await admin.get(f"/logs/{one.id}")).text
@@ -535,7 +535,8 @@ async def test_a_simulation_of_one_policy(console: Console, admin: Visitor) -> N
 
 
 async def test_a_simulation_of_what_is_not_known(console: Console, admin: Visitor) -> None:
-    """Requests whose numbers the log does not have are told apart from those that kept to it."""
+    """A simulation distinguishes requests whose numbers the log lacks from those within the
+    limit."""
     key, _ = console.store.keys.create("app")
     console.store.log.append([record(_now(), key_id=key.id) for _ in range(2)])
     path = f"/keys/{key.id}/simulation?policy={LIMIT.name}"

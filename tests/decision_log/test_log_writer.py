@@ -100,7 +100,7 @@ async def test_an_entry_that_waits_for_its_sync(spool: SpoolWriter, disk: Disk) 
 
 
 def test_counts_of_refused_keys(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
-    """They are written by flush(), and again by the next one where they could not be."""
+    """flush() writes counts of refused keys; if that fails, the next flush() writes them."""
     log = log_of(spool)
     log.append([refused_key()])
     disk.failing = {"write": errno.EIO}

@@ -114,7 +114,7 @@ def _given(command: click.Command, file: Path) -> dict[str, Any]:
 
 
 def test_pods_have_no_rights_to_spare(resources: list[Resource]) -> None:
-    """They are no root, write to nothing but their volumes, and ask Kubernetes for nothing."""
+    """Pods do not run as root, write only to their volumes, and do not use Kubernetes' API."""
     for _, pod in pods(resources):
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"]

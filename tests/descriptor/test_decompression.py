@@ -47,7 +47,7 @@ def test_pieces(name: str, size: int) -> None:
 
 
 def test_both_formats_of_deflate() -> None:
-    """zlib's format is told from bare deflate, whatever the compressor and the text."""
+    """zlib's format is distinguished from bare deflate, whatever the compressor and the text."""
     for level in range(10):
         for window in range(9, 16):
             assert read("deflate", [zlib.compress(TEXT, level, window)]) == TEXT

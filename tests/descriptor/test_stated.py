@@ -292,7 +292,7 @@ def test_the_model_of_a_session_in_a_form(session: bytes, state: ModelState, mod
 
 
 def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
-    """Of a body that was read everything is known, and of others nothing."""
+    """Everything is known of a body that was read, and nothing of other bodies."""
     offer = read_body(b"v=0", "application/sdp", "", CALLS)
     for attributes in (read(""), read_form(('name="x"', b"")), offer):
         assert attributes.model_state is not ModelState.UNKNOWN

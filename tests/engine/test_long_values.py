@@ -36,7 +36,7 @@ def test_a_long_list_of_models() -> None:
 
 
 def test_many_values_of_a_header() -> None:
-    """They are judged as few are, and not kept."""
+    """Many values of a header are judged like a few, and not kept."""
     name = "x-usagepanda-max-tokens"
     given = tuple((name, str(number)) for number in range(7, 2000))
     decision = decide(

@@ -182,7 +182,8 @@ async def test_a_file_that_is_replaced(
 
 
 async def test_another_installations_file(make_stack: MakeStack) -> None:
-    """Its settings are not taken and nothing is shipped to it, until the right file is back."""
+    """policyd takes no settings from another installation's file and ships nothing to it, until the
+    right file is back."""
     stack = make_stack()
     file = stack.policyd.folder / "policyd.db"
     other = Store(f"sqlite:///{stack.policyd.folder}/other.db")

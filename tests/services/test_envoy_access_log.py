@@ -68,7 +68,8 @@ def channel(policyd: Policyd) -> Iterator[grpc.Channel]:
 def test_an_entry_becomes_an_outcome(
     policyd: Policyd, channel: grpc.Channel, allowed: Callable[[], str]
 ) -> None:
-    """Its status, times, ID and organization are logged, once policyd has answered the stream."""
+    """An entry's status, times, ID and organization are logged once policyd has answered the
+    stream."""
     decision = allowed()
     answer = AccessLogServiceStub(channel).StreamAccessLogs(
         iter([message(entry(decision))]), timeout=30

@@ -54,7 +54,8 @@ async def test_a_snapshot_that_is_older_than_the_table() -> None:
 
 
 async def test_put_back_while_a_snapshot_is_kept_aside() -> None:
-    """A follower that has kept aside a lower revision is told by what it has in force."""
+    """A follower that has kept aside a lower revision is judged by the revision that it has in
+    force."""
     fed = Fed()
     aside = await fed.apply(5, "a", everything=True)
     await fed.apply(6, "z", everything=True)

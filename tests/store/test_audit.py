@@ -88,7 +88,7 @@ def test_an_actor_that_would_steer_a_terminal(store: Store) -> None:
 
 
 def test_numbers_are_those_of_commits(store: Store) -> None:
-    """Of records that are written at once, each has a number of its own, and none is missing."""
+    """Records that are written at once have a number each, and no number is missing."""
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: store.audit.add(Action.SIGN_IN, str(n)), range(20)))
     found = store.audit.list()

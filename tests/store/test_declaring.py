@@ -92,7 +92,8 @@ def test_what_is_not_declared_goes(store: Store) -> None:
 
 
 def test_a_dry_run_changes_nothing(store: Store) -> None:
-    """It tells the same changes, and no secret or ID of a key that it does not make."""
+    """A dry run reports the same changes, without secrets and without IDs for keys that it does not
+    create."""
     store.keys.create("other", ENFORCE)
     store.keys.create("gone")
     declared = [DeclaredKey("new"), DeclaredKey("other")]

@@ -12,7 +12,7 @@ def running(store: Store) -> dict[str, tuple[int, bool]]:
 
 
 def test_gateways_come_and_go(store: Store) -> None:
-    """One beat tells of the worker and of its gateways, and of those that have left."""
+    """One beat reports the worker, its gateways, and the gateways that have left."""
     store.keys.create("one")
     known = store.keys.changes_since(0)
     there = Gateway("0" * 12, "g-1", known.revision, known.epoch)

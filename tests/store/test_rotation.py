@@ -188,7 +188,7 @@ def test_finding_by_a_bad_name(store: Store, name: str) -> None:
 
 
 def test_two_administrators_make_one_name(store: Store) -> None:
-    """Of several that make a key of one name at the same time, one succeeds."""
+    """If several administrators create a key of one name at the same time, one succeeds."""
 
     def make(_: int) -> int:
         with suppress(NameTaken):
@@ -202,7 +202,8 @@ def test_two_administrators_make_one_name(store: Store) -> None:
 
 
 async def test_two_administrators_rotate_at_once(store: Store) -> None:
-    """Of rotations at the same time each gives a secret, and the last two of them are in force."""
+    """Each of several rotations at the same time gives a secret, and the last two secrets are in
+    force."""
     key, old = store.keys.create("app")
     with ThreadPoolExecutor(4) as threads:
         secrets = list(threads.map(lambda _: store.keys.rotate(key.id, DAY)[1], range(4)))

@@ -115,7 +115,7 @@ def test_marks(microseconds: int) -> None:
 
 
 def test_no_latencies() -> None:
-    """Of no requests there is no percentile."""
+    """Without requests there is no percentile."""
     assert Latencies().percentile(0.5) is None
     assert Latencies().longer(0) == 0
 

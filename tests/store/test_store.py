@@ -330,7 +330,7 @@ def test_the_administrator(store: Store) -> None:
 
 
 def test_two_first_passwords(store: Store) -> None:
-    """Of several passwords that are set by one link, one counts."""
+    """If several passwords are set by one link, one counts."""
     epoch = store.administrator.get().epoch
     with ThreadPoolExecutor(8) as pool:
         hashes = [f"hash {number}" for number in range(8)]

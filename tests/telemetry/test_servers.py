@@ -217,7 +217,7 @@ async def test_the_parent_samples(watched: Watched) -> None:
 
 
 async def test_a_malformed_traceparent(watched: Watched) -> None:
-    """It begins a new trace, which goes on to policyd and upstream in its place."""
+    """A malformed traceparent is replaced by a new trace, which goes on to policyd and upstream."""
     watched.upstream.forget()
     await watched.ask(8, traceparent="00-zz", tracestate="vendor=1")
     [came] = watched.upstream.received

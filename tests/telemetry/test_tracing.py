@@ -49,7 +49,7 @@ class Kept:
     ],
 )
 def test_a_traceparent_is_read(value: str, is_sampled: bool) -> None:
-    """By the W3C's recommendation, later versions of it included."""
+    """A traceparent is read as W3C recommends, later versions included."""
     assert read_traceparent([value]) == TraceContext(int(TRACE, 16), int(SPAN, 16), is_sampled)
 
 
@@ -96,7 +96,7 @@ def test_the_parent_decides() -> None:
 
 
 def test_a_share_is_sampled() -> None:
-    """Of traces that begin here a share is sampled, by the trace's ID alone."""
+    """A share of the traces that begin here is sampled, by the trace's ID alone."""
     counts = dict.fromkeys((0.0, 0.01, 0.5, 1.0), 0)
     for _ in range(20_000):
         trace = new_trace_id()
@@ -138,7 +138,7 @@ def test_spans() -> None:
 
 
 def test_an_exception_is_an_error_by_its_kind() -> None:
-    """Its text, which may hold anything, is in no span."""
+    """A span has the kind of an exception, and never its text, which may hold anything."""
     kept = Kept()
 
     def fail() -> None:
@@ -153,7 +153,7 @@ def test_an_exception_is_an_error_by_its_kind() -> None:
 
 
 def test_end_users_are_hashed() -> None:
-    """By a key, the same one to the same hash; without a key, spans tell of none."""
+    """The same key gives a user the same hash; without a key, spans name no user."""
     keyed, other = Tracer(Kept(), 1, "k" * 16), Tracer(Kept(), 1, "l" * 16)
     assert keyed.user("alice") == keyed.user("alice") != keyed.user("bob")
     assert keyed.user("alice") != other.user("alice")
