@@ -53,7 +53,7 @@ def test_another_version_of_python() -> None:
 
 @pytest.mark.parametrize("package", [policyd, gateway])
 def test_no_other_phrase(package: ModuleType) -> None:
-    """Nothing of ours asks Python for a phrase."""
+    """None of our modules asks Python for a reason phrase."""
     folder = Path(str(package.__file__)).parent
     for path in folder.rglob("*.py"):
         content = path.read_bytes()

@@ -179,7 +179,7 @@ async def test_a_slow_stream(follower: Follower, clock: Clock) -> None:
 
 
 async def test_a_stream_that_is_replayed(follower: Follower, clock: Clock) -> None:
-    """Another stream with heartbeats from before makes nothing fresh."""
+    """A replayed stream with earlier heartbeats does not make settings fresh."""
     clock.now += 100
     follower.begin()
     await follower.beat(5, ago=100)

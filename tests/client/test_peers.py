@@ -296,7 +296,7 @@ async def test_all_are_dead(nowhere: Callable[[], str]) -> None:
 
 @pytest.mark.slow
 async def test_all_are_silent(target: Target, make_peer: Start) -> None:
-    """It is an outage, too, if all peers are silent; once they answer, they are asked again."""
+    """It is also an outage if all peers are silent; once they answer, they are asked again."""
     peer = await make_peer()
     with silent_before(peer) as one, silent_before(peer) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
@@ -355,7 +355,8 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
 async def test_one_would_not_decide_and_the_other_is_dead(
     make_peer: Start, nowhere: Callable[[], str]
 ) -> None:
-    """What one policyd would not decide is never allowed, though the other is dead."""
+    """A request that one policyd refused to decide about is never allowed, though the other is
+    dead."""
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, nowhere()]

@@ -88,7 +88,7 @@ async def test_an_end_that_crosses_a_request(rejecting: Served, method: str) -> 
 
 @METHODS
 async def test_a_request_after_the_end(rejecting: Served, method: str) -> None:
-    """It is not sent, and reading tells the same status again."""
+    """A request after the end is not sent, and reading raises the same status again."""
     stream = await rejecting.ended_before_write(method)
     for _ in range(3):
         await stream.write(REQUESTS[method])

@@ -241,7 +241,7 @@ async def test_informational_responses() -> None:
 
 
 async def test_texts_of_errors() -> None:
-    """What an error says is bounded, and text that any log can take."""
+    """The text of an error is bounded, and safe for any log."""
     told = b'{"code":"internal","message":"\\ud800' + b"m" * 3_000_000 + b'"}'
     raw = response(told, status="500 X", kind="application/json")
     async with peer(with_bytes(raw)) as wrong, PolicyClient(wrong.url, timeout=60) as client:

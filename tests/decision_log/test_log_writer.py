@@ -155,7 +155,7 @@ def test_entries_that_are_refused(
     number: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing of the batch is written or counted, and the log gives the cause once."""
+    """No entry of a refused batch is written or counted, and the log gives the cause once."""
     log = log_of(spool)
     disk.failing = {"write": number}
     for _ in range(3):
@@ -167,7 +167,8 @@ def test_entries_that_are_refused(
 
 
 def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
-    """It is refused though entries may be dropped, and is no loss: the gateway sends it again."""
+    """An outcome that cannot be written is refused even if entries may be dropped, and is no loss:
+    the gateway sends it again."""
     disk.failing = {"write": errno.EIO}
     with pytest.raises(LogUnwritable):
         log_of(spool, drops=True).append([outcome(record())])

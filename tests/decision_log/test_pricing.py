@@ -115,7 +115,7 @@ _MOMENTS = st.integers(1_672_531_200, 1_830_297_600).map(lambda at: datetime.fro
 def test_the_same_as_the_package(
     model: tuple[str, str], used: tuple[int, int, int, int], at: datetime
 ) -> None:
-    """What is worked out here is what the package works out, to the billionth of a dollar."""
+    """Prices worked out here are those of the package, to the billionth of a dollar."""
     assert cost(model[1], *used, at) == _by_the_package(model[1], used, at)
 
 

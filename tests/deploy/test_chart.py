@@ -99,7 +99,7 @@ def test_the_servers_take_their_settings(resources: list[Resource], tmp_path: Pa
 
 
 def test_the_servers_are_told_of_them(resources: list[Resource]) -> None:
-    """What a container sets in its environment are settings of its server."""
+    """The variables in a container's environment are settings of its server."""
     policyd.load()
     policyd_gateway.load()
     known = {"policyd": POLICYD.variables, "gateway": GATEWAY.variables}

@@ -58,7 +58,7 @@ def test_every_setting_is_one() -> None:
 
 
 def test_every_file_is_there() -> None:
-    """What is mounted into a container is in the repository."""
+    """Every file that is mounted into a container is in the repository."""
     for service in services().values():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]

@@ -161,7 +161,7 @@ def test_the_gateway_is_in_it(image: Image) -> None:
 
 
 def test_it_is_small(image: Image) -> None:
-    """It holds neither developers' tools nor pip."""
+    """The image holds neither developers' tools nor pip."""
     packages = next(image.layer.glob("upper/opt/policyd/lib/python3*/site-packages"))
     held = {one.name.lower() for one in packages.iterdir()}
     assert {"policyd", "gateway", "grpc", "psycopg", "opentelemetry"} <= held

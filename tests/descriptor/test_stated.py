@@ -306,7 +306,7 @@ def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
 
 
 def test_the_bound_of_numbers() -> None:
-    """What is larger than the bound counts as the bound, whatever stands before its digits."""
+    """A number above the bound counts as the bound, whatever stands before its digits."""
     assert stated.MOST == 10**15
     assert stated.value(b"0" * MANY + b"12") == 12
     assert stated.value(b"1" + b"0" * MANY) == stated.MOST

@@ -174,7 +174,7 @@ def test_endpoints_without_an_accepted_place() -> None:
 
 @pytest.mark.parametrize("path", ["", "/", "//", "/..", "/a/../.", "/%20"])
 def test_a_path_without_a_name(path: str) -> None:
-    """What is left of a path without any name is a slash."""
+    """A path without any name is read as a slash."""
     assert endpoints.canonical_path(path) == "/"
 
 

@@ -74,7 +74,8 @@ async def fails(carrying: Any, code: grpc.StatusCode, words: str) -> None:
 
 
 async def test_again(running: Running) -> None:
-    """What was appended is there once, however often it is sent; positions say how far it is."""
+    """An entry is in the log once, however often a gateway sends it; positions say how far its
+    files have been shipped."""
     entries = running.records(20)
     sent = lines([*entries, *map(outcome, entries)])
     first = await running.carrier()
@@ -221,7 +222,7 @@ async def test_a_message_too_large(running: Running) -> None:
 
 
 async def test_losses(running: Running) -> None:
-    """What gateways have lost is counted with the rest, and never goes back."""
+    """Losses of gateways are counted with the rest, and their count never goes back."""
     carrier = await running.carrier()
     await carrier.ask(losses={"lost": {"a1": 3, "b2": 4}})
     await carrier.ask(losses={"lost": {"a1": 2}})

@@ -85,7 +85,7 @@ def test_an_entry_becomes_an_outcome(
 def test_a_bad_message_does_not_end_the_stream(
     policyd: Policyd, channel: grpc.Channel, allowed: Callable[[], str]
 ) -> None:
-    """What is no message, and entries that are none of a decision, are dropped; the rest counts."""
+    """Malformed messages, and entries without a decision, are dropped; the rest counts."""
     decision = allowed()
     good = message(HTTPAccessLogEntry(), entry("mine"), entry(decision)).SerializeToString()
     send: Any = channel.stream_unary(METHOD)

@@ -80,7 +80,7 @@ def test_filters_and_pages(store: Store) -> None:
 
 
 def test_an_actor_that_would_steer_a_terminal(store: Store) -> None:
-    """What an actor is called is kept in one printable line."""
+    """An actor's name is kept in one printable line."""
     store.audit.add(Action.SIGN_IN, "console \x1b[31m\n\0" + "x" * 1000)
     (record,) = store.audit.list()
     assert record.by.isprintable()

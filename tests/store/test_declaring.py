@@ -128,7 +128,8 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
     ],
 )
 def test_nothing_of_a_bad_declaration(store: Store, declared: list[DeclaredKey], why: str) -> None:
-    """One mistake and nothing of it is made, also where it is the last key's."""
+    """If a declaration has one mistake, none of it is applied, even if the mistake is in the last
+    key."""
     store.keys.create("taken", digest=DIGEST)
     other, _ = store.keys.create("other")
     before = (store.keys.list(), store.audit.list(), revision_of(store))
@@ -167,7 +168,8 @@ def test_a_name_that_two_keys_have(store: Store) -> None:
 
 
 async def test_a_declared_digest_takes_the_place(store: Store) -> None:
-    """What is declared holds: the secret before ends at once, and one that has ended stays so."""
+    """A declared digest holds: the previous secret ends at once, and a secret that has ended stays
+    ended."""
     key, secret = store.keys.create("app")
     table = StoredKeyTable(store.keys.changes_since)
     await table.refresh()

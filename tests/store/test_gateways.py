@@ -37,7 +37,8 @@ def test_gateways_come_and_go(store: Store) -> None:
 
 
 def test_gateways_hold_up_no_rotation(store: Store, new_database: str) -> None:
-    """What they are sent has rotation in it, so that they are no older servers."""
+    """The settings that gateways get have rotation in them, so gateways do not count as older
+    servers."""
     key, _ = store.keys.create("one")
     store.workers.beat("w", "host", 1, "", [Gateway("0" * 12, "g", 1, "")])
     store.apply([], None)

@@ -57,7 +57,7 @@ async def test_two_secrets_for_a_while(store: Store) -> None:
 
 
 async def test_a_secret_that_ends_at_once(store: Store) -> None:
-    """Nothing keeps a secret that a rotation ends: not a table that knew it, nor a new one."""
+    """No table keeps a secret that a rotation ends: neither one that knew it, nor a new one."""
     key, old = store.keys.create("app")
     followed = await table_of(store)
     rotated, new = store.keys.rotate(key.id, NOTHING)

@@ -21,7 +21,7 @@ def test_ten_thousand_models() -> None:
     ["", "a b", "a\nb", 'a"b', "x" * 65, "sk-ä", "{}", "up-" + "a1B2" * 12, "sk-" + "a" * 40],
 )
 def test_what_is_no_name(name: str) -> None:
-    """What does not look like a model's name is never a label."""
+    """A text that does not look like a model's name is never a label."""
     assert Names(MODELS).bounded(name) == OTHER
 
 

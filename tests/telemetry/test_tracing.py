@@ -72,12 +72,12 @@ def test_a_traceparent_is_read(value: str, is_sampled: bool) -> None:
     ids=lambda values: ascii(values)[:30],
 )
 def test_a_malformed_traceparent_is_none(values: list[str]) -> None:
-    """What is malformed, or there twice, begins no trace of a client's."""
+    """A malformed or repeated traceparent does not continue a client's trace."""
     assert read_traceparent(values) is None
 
 
 def test_a_traceparent_is_written() -> None:
-    """What is passed on is read as it was meant."""
+    """A traceparent that is passed on is read with the same meaning."""
     place = TraceContext(new_trace_id(), 5, True)
     assert read_traceparent([place.header]) == place
     assert place.header.split("-")[1] == place.trace
@@ -174,7 +174,7 @@ def test_end_users_are_hashed() -> None:
     ],
 )
 def test_settings_that_do_not_fit(url: str, key: str) -> None:
-    """Each is refused, and no secret is repeated."""
+    """Unusable settings are refused, and the error repeats no secret."""
     with pytest.raises(SettingsError):
         check_traces(url, key)
 
@@ -251,7 +251,7 @@ def test_a_collector_that_hangs(
 
 
 def test_a_collector_that_refuses() -> None:
-    """What it does not take is lost and counted, and later spans are sent."""
+    """Spans that the collector does not take are lost and counted, and later spans are sent."""
     with Collector() as collector:
         collector.status = 400
         sender = span_sender.span_sender("policyd", collector.url)
