@@ -1,4 +1,4 @@
-"""`policyd doctor` and `policyd-gateway doctor`: well, against nothing, against what is wrong."""
+"""`policyd doctor` and `policyd-gateway doctor` on sound, missing and faulty deployments."""
 
 import json
 import os

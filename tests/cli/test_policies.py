@@ -1,4 +1,4 @@
-"""Any policy by the command line: set, overridden, listed, tried."""
+"""Any policy on the command line: setting, overriding, listing and trying it."""
 
 import json
 import sqlite3

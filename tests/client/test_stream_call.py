@@ -1,4 +1,4 @@
-"""StreamCall: a stream's end is told as policyd told it, whatever gRPC's client makes of it."""
+"""StreamCall reports a stream's end as policyd did, whatever gRPC's client makes of it."""
 
 import threading
 import time

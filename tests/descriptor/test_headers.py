@@ -1,4 +1,4 @@
-"""What the headers of a request tell: whose they are, the API key, the override, the trace ID."""
+"""What is read from a request's headers: the API key, the override, the trace ID, end users."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A setting may be long. What is told of each request is not, as so much is kept of many."""
+"""A setting may be long. What policyd keeps of it for each request is short."""
 
 from policyd.decision_log.inputs import override_texts
 from policyd.descriptor import evaluate_request

@@ -1,4 +1,4 @@
-"""SIGHUP with files that will not do: one clear line says why, and those that run go on.
+"""SIGHUP with unusable files: one clear line says why, and the running processes go on.
 
 Every program is a real process. tests/faults/test_rolling.py has what SIGHUP replaces.
 """

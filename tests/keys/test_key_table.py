@@ -1,4 +1,4 @@
-"""What is in force by a table of keys, at which moment, and the server's defaults beside it."""
+"""Which settings of a table of keys are in force at which moment, and the server's defaults."""
 
 import pytest
 
