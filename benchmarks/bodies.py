@@ -115,8 +115,8 @@ def running(version: Checkout, folder: Path) -> Iterator[Running]:
 
 
 async def neighbours(version: Checkout, folder: Path, seconds: float) -> Figures:
-    """What small requests wait, in milliseconds, alone and beside senders of large bodies, and what
-    memory the gateway and its readers take, in megabytes."""
+    """How long small requests wait, in milliseconds, alone and beside senders of large bodies,
+    and how much memory the gateway and its readers take, in megabytes."""
     with running(version, folder) as servers:
         url = servers.gateway.places[0]
         before = _memory(servers.gateway.pid)

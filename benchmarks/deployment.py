@@ -56,12 +56,12 @@ class Deployment:
 
     @property
     def place(self) -> str:
-        """Where it is asked over gRPC."""
+        """The address that callers ask over gRPC."""
         return self.program.places[0]
 
     @property
     def http(self) -> str:
-        """Where it is asked over HTTP."""
+        """The URL that callers ask over HTTP."""
         return self.program.places[2]
 
     @property
@@ -71,12 +71,12 @@ class Deployment:
         return {POLICYD: Tree(pid, but=BACKGROUND), WORKER: Tree(pid, only=BACKGROUND)}
 
     def add_spool(self, folder: Path) -> Path:
-        """One more folder whose entries go to this database: a gateway's. Returns it."""
+        """A further spool whose entries go to this database: a gateway's. Returns its folder."""
         self._spools.append(folder)
         return folder
 
     async def shipped(self) -> None:
-        """Wait until the database has all that was logged. Raises TimeoutError."""
+        """Wait until the database has every logged entry. Raises TimeoutError."""
         quiet, size = 0.0, -1
         async with asyncio.timeout(_PATIENCE):
             while quiet < _QUIET:

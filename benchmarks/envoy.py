@@ -81,8 +81,8 @@ def _cases(folder: Path, running: ExitStack, deployment: Deployment, stub: Progr
 def _floors(
     folder: Path, running: ExitStack, places: tuple[str, str]
 ) -> tuple[Program, Program, Program]:
-    """What a check costs whatever decides: a server that allows all, the Envoy that asks it over
-    gRPC, and one that asks the upstream's nginx over HTTP, whose CPU counts for none."""
+    """The least that a check costs: a server that allows everything, the Envoy that asks it over
+    gRPC, and an Envoy that asks the upstream's nginx over HTTP, whose CPU is not counted."""
     command = ("python", "-m", "benchmarks.envoy_allow")
     allowing = running.enter_context(started(*command, ready=READY + r"(\S+)"))
     bootstrap = _bootstrap(allowing.places[0], places[1])

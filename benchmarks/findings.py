@@ -1,4 +1,4 @@
-"""What a part of the benchmark has found: tables, figures and charts, and what was absent."""
+"""The findings of a part of the benchmark: tables, figures and charts, and what was absent."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,7 +42,7 @@ class Chart(NamedTuple):
 
 @dataclass
 class Findings:
-    """What a part has found."""
+    """The findings of a part."""
 
     tables: list[str] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Findings:
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> Self:
-        """What dump() made."""
+        """The findings that dump() made."""
         return cls(
             list(dumped["tables"]),
             {name: Figure(**figure) for name, figure in dumped["figures"].items()},

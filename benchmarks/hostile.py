@@ -85,7 +85,7 @@ async def run(folder: Path, plan: Plan, before: Checkout | None = None) -> str:
 
 @contextmanager
 def _many_files() -> Iterator[None]:
-    """This process holds the other ends of all those connections."""
+    """Let this process open as many files as it may: it holds the other ends of the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
@@ -168,7 +168,7 @@ def _held(target: tuple[str, int], number: int) -> Iterator[None]:
 
 
 async def _answered(running: Servers, name: str, number: int) -> int:
-    """How many victims get an answer, one after the other, each on a new connection."""
+    """The number of victims that get an answer, one after the other, each on a new connection."""
     asking = []
     for _ in range(number):
         asking.append(asyncio.create_task(is_answered(running, name, _VICTIM_PATIENCE)))

@@ -93,7 +93,7 @@ def _memory(pid: int | str) -> float:
 
 
 def _inside(url: str) -> dict[str, float]:
-    """What is measured within a process, which is a new one."""
+    """The figures that are measured within a new process."""
     command = [sys.executable, "-m", "benchmarks.keys", url]
     made = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment(), check=True)
     found: dict[str, float] = json.loads(made.stdout)

@@ -32,7 +32,7 @@ class LoadFailed(Exception):
 
 
 class Target(NamedTuple):
-    """What is sent, and where to."""
+    """A request, and the address to which it is sent."""
 
     url: str
     headers: tuple[tuple[str, str], ...]
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What was measured of some load."""
+    """The measurements of one load."""
 
     calls: int
     seconds: float

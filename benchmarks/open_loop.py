@@ -81,7 +81,7 @@ class _Client:
         return self._took
 
     def answered(self, connection: "_Connection", due: float) -> None:
-        """One request is done."""
+        """Note that one request is done."""
         self._took.append(time.monotonic() - due)
         self._idle.append(connection)
         self._send()

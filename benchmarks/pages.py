@@ -1,4 +1,4 @@
-"""What README.md and docs/performance.md say of the figures, written anew by each full run."""
+"""The figures in README.md and docs/performance.md, which each full run writes anew."""
 
 from collections.abc import Mapping
 
@@ -55,7 +55,7 @@ def summary(figures: Mapping[str, Figure]) -> str:
 
 
 def _rows() -> dict[str, str]:
-    """What each row is labelled, and the name of its figure."""
+    """The label of each row, and the name of its figure."""
     allowed, local, over_http = gateway.ALLOWED, gateway.LOCAL, gateway.OVER_HTTP
     beside = "beside pass-through"
     asked = evaluate.ALLOWED

@@ -140,13 +140,13 @@ class Rig:
             return 0
 
     def longest_gap(self, since: float) -> float:
-        """Seconds without any decision, at the longest, from `since` on."""
+        """The longest time without any decision from `since` on, in seconds."""
         moments = [since, *(one.at for one in self.answers if one.status in _DECIDED)]
         moments = [moment for moment in moments if moment >= since]
         return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
 
     def percentiles(self, since: float) -> tuple[float, float]:
-        """The 99th percentile of what a decision took, in ms, before `since` and from then on."""
+        """The 99th percentile of the time of a decision, in ms, before `since` and from then on."""
         found = []
         for is_after in (False, True):
             took = sorted(
@@ -195,7 +195,7 @@ class Rig:
         return [(row[0], row[1], row[2]) for row in self.query(query)]
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """What a query of the database gives."""
+        """The rows of a query of the database."""
         url = sa.make_url(self.database_url)
         if url.get_backend_name() == "sqlite":
             with contextlib.closing(sqlite3.connect(str(url.database), timeout=10)) as connection:

@@ -28,13 +28,13 @@ class Plan(NamedTuple):
     """The moment, of time.monotonic(), from which on no new round begins."""
 
     def part(self, share: float) -> "Plan":
-        """The plan of what may take this share of the time that is left."""
+        """This plan, for a measurement that may take this share of the time that is left."""
         now = time.monotonic()
         return self._replace(until=now + share * (self.until - now))
 
 
 async def _at_once() -> None:
-    """What a case without a log waits for."""
+    """What a case without a log waits for: nothing."""
 
 
 class Case(NamedTuple):
@@ -78,7 +78,7 @@ Take = Callable[[Turn], float]
 
 
 class Comparison:
-    """Cases at one level of load, and what became of them."""
+    """Cases at one level of load, and their measurements."""
 
     def __init__(self, cases: Sequence[Case], concurrency: int) -> None:
         self.concurrency = concurrency

@@ -1,4 +1,4 @@
-"""What faults are made of: a load that is struck, the processes and files that are hit."""
+"""The tools of the faults: a load that they strike, and the processes and files that they hit."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ async def children(server: Policyd) -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """The same, after its own."""
+    """Its own ID, and those of all processes that it has started."""
     try:
         words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def database_file(made: Rig) -> Path:
 
 
 def database_files(made: Rig) -> list[Path]:
-    """It, and what SQLite keeps beside it."""
+    """The database file, and the files that SQLite keeps beside it."""
     file = database_file(made)
     return [file, *(one for end in ("-wal", "-shm") if (one := Path(f"{file}{end}")).exists())]
 

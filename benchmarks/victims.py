@@ -84,9 +84,9 @@ async def post(
 
 
 async def longest_wait(victim: Ask, attack: Ask) -> tuple[float, float]:
-    """Seconds that the victim waits at most for an answer while the attack lasts, and that lasts.
+    """The victim's longest wait for an answer during the attack, and the attack's own length (s).
 
-    No answer is as one that takes all the time there is.
+    If the victim gets no answer, its wait is as long as the benchmark allows.
     """
     for _ in range(5):
         await victim()  # Warming up.

@@ -1,4 +1,4 @@
-"""What it costs to be watched: metrics, logs as JSON, access lines and traces, beside none."""
+"""The cost of metrics, logs as JSON, access lines and traces, beside a policyd without them."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -91,7 +91,7 @@ async def _end(reader: asyncio.StreamReader) -> bytes:
 
 async def _no_more(running: Running) -> None:
     async with asyncio.timeout(PATIENCE):
-        while running.listener.connections:  # noqa: ASYNC110  # nothing tells of it
+        while running.listener.connections:
             await asyncio.sleep(0.02)
 
 
@@ -161,7 +161,7 @@ async def test_an_answer_that_is_not_read() -> None:
     """The server closes the connection of a client that does not read its answer."""
     async with serving(write=SOON) as running:
         _, writer = await connect(running.url)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # It reads, too.
         writer.write(GET.replace(b"/quick", b"/much"))
         await writer.drain()
         await asyncio.sleep(0)
@@ -200,9 +200,9 @@ async def test_unread_answers_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> 
         held = await _hold(running.url, GET.replace(b"/quick", b"/much"), 3)
         for reader, writer in held:
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # It reads, too.
         async with asyncio.timeout(PATIENCE):
-            while (await _answered(running.url)).status == 503:  # noqa: ASYNC110  # nothing tells of it
+            while (await _answered(running.url)).status == 503:
                 await asyncio.sleep(0.05)
         for _, writer in held:
             writer.close()
@@ -213,7 +213,7 @@ async def _busy(url: str, count: int) -> list[tuple[Any, asyncio.StreamWriter]]:
     held = await _hold(url, GET.replace(b"/quick", b"/much"), count)
     for reader, writer in held:
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # It reads, too.
     return held
 
 
@@ -241,7 +241,7 @@ async def test_no_room_where_all_are_at_work(monkeypatch: pytest.MonkeyPatch) ->
             _check_refused(answer)
         assert running.listener.connections <= 3 + connections.SPARE
         for reader, writer in busy:
-            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            writer.transport.resume_reading()  # type: ignore[attr-defined]  # It reads, too.
             assert (await _end_of_much(reader)).endswith(b"x\r\n0\r\n\r\n")
         for _, writer in silent + busy:
             writer.close()
@@ -278,7 +278,7 @@ async def test_a_client_that_brings_its_body_is_under_way(monkeypatch: pytest.Mo
             _check_refused(await exchange(running.url, GET))
         done.set()
         await asyncio.gather(*bringing)
-        while (await _answered(running.url)).status == 503:  # noqa: ASYNC110  # it is spared
+        while (await _answered(running.url)).status == 503:
             await asyncio.sleep(0.1)
         for _, writer in held:
             writer.close()
@@ -291,10 +291,10 @@ async def test_what_is_not_read_has_a_total(caplog: pytest.LogCaptureFixture) ->
     async with serving(unread=3_500_000, ahead=1_000_000) as running, asyncio.timeout(PATIENCE):
         held = await _busy(running.url, 1)
         held += await _busy(running.url, 4)
-        while running.listener.connections > 3:  # noqa: ASYNC110  # nothing tells of it
+        while running.listener.connections > 3:
             await asyncio.sleep(0.02)
         for index, (reader, writer) in enumerate(held):
-            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            writer.transport.resume_reading()  # type: ignore[attr-defined]  # It reads, too.
             if index in (0, 4):
                 is_whole = (await _end_of_much(reader)).endswith(b"0\r\n\r\n")
                 assert is_whole == (index == 4)

@@ -103,13 +103,13 @@ async def test_requests_that_wait_for_the_upstream(
             async with _held(gateway.url, 50):
                 for probe in ("/healthz", "/readyz"):
                     # Silent connections keep a spare place for a moment.
-                    while (await ask(gateway.url, "GET", probe)).status == 503:  # noqa: ASYNC110
+                    while (await ask(gateway.url, "GET", probe)).status == 503:
                         await asyncio.sleep(0.1)
             upstream.let_go()
             for reader, writer in held:
                 assert (await reader.readuntil(b"\r\n0\r\n\r\n")).count(b"[DONE]") == 1
                 writer.close()
-            while (await post(gateway.url, key, _STREAM)).status == 503:  # noqa: ASYNC110
+            while (await post(gateway.url, key, _STREAM)).status == 503:
                 await asyncio.sleep(0.05)
         assert gateway.stop() == 0
     assert _no_fault(gateway.errors), gateway.errors
@@ -131,7 +131,7 @@ async def test_policyd(tmp_path: Path, start: Start) -> None:
                 assert (await client.evaluate(asked)).decision == DECISION_ALLOW
                 assert (await check(url, key, CHAT_WITH_USER)).status == 200
             async with PolicyClient(server.grpc, timeout=PATIENCE, on_error="deny") as other:
-                while (await other.evaluate(asked)).decision != DECISION_ALLOW:  # noqa: ASYNC110
+                while (await other.evaluate(asked)).decision != DECISION_ALLOW:
                     await asyncio.sleep(0.1)
     assert server.stop() == 0
     assert _no_fault(server.errors), server.errors

@@ -132,9 +132,9 @@ async def test_stale_settings(
 
         monkeypatch.setattr(server._keys, "_changes_since", fail)
         async with asyncio.timeout(30):
-            while (await ask(url, "GET", "/settingsz")).status == 200:  # noqa: ASYNC110 - likewise
+            while (await ask(url, "GET", "/settingsz")).status == 200:
                 await asyncio.sleep(0.05)
-            while unready and (await ready(url)).status == 200:  # noqa: ASYNC110 - likewise
+            while unready and (await ready(url)).status == 200:
                 await asyncio.sleep(0.05)
         assert b"stale" in (await ask(url, "GET", "/settingsz")).body
         assert (await ask(url, "GET", "/decisionsz")).body == b'{"state":"deciding"}'
@@ -191,7 +191,7 @@ async def test_a_full_log(tmp_path: Path, drops: bool) -> None:
             async with asyncio.timeout(30):
                 wanted = health_pb2.HealthCheckResponse
                 status = wanted.SERVING if drops else wanted.NOT_SERVING
-                while await health(server) != status:  # noqa: ASYNC110 - likewise
+                while await health(server) != status:
                     await asyncio.sleep(0.1)
             assert (await ask(url, "GET", "/healthz")).status == 200
             body = await until(before.url, lambda status, _: (status == 200) is drops)
@@ -234,7 +234,7 @@ async def test_a_read_only_database(tmp_path: Path, caplog: pytest.LogCaptureFix
             shown = await asyncio.to_thread(invoke, "policyd", "logs", "status", "--json", *where)
             assert "readonly" in json.loads(shown.stdout)["database_problem"]
             async with asyncio.timeout(30):
-                while not caplog.messages:  # noqa: ASYNC110 - likewise
+                while not caplog.messages:
                     await asyncio.sleep(0.1)
             allow(True)
             await until(url, lambda _, body: "warnings" not in body)
@@ -269,7 +269,7 @@ async def test_the_console(tmp_path: Path) -> None:
         console.store.close()
         await asyncio.to_thread(shutil.rmtree, tmp_path)
         async with asyncio.timeout(30):
-            while (answer := await ready(console.url)).status == 200:  # noqa: ASYNC110 - likewise
+            while (answer := await ready(console.url)).status == 200:
                 await asyncio.sleep(0.1)
         assert answer.status == 503
         assert json.loads(answer.body)["reason"] == "the database cannot be reached"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tokenize
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from uvicorn.protocols.http import httptools_impl
@@ -53,9 +54,9 @@ def test_another_version_of_python() -> None:
 
 
 @pytest.mark.parametrize("package", [policyd, gateway])
-def test_no_other_phrase(package: object) -> None:
-    """Nothing of ours asks Python for a phrase."""
-    folder = Path(str(package.__file__)).parent  # type: ignore[attr-defined]
+def test_no_other_phrase(package: ModuleType) -> None:
+    """None of our modules asks Python for a reason phrase."""
+    folder = Path(str(package.__file__)).parent
     for path in folder.rglob("*.py"):
         content = path.read_bytes()
         if b"phrase" not in content and b"HTTPStatus" not in content:

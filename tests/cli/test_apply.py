@@ -174,8 +174,8 @@ def test_secrets(where: tuple[Store, tuple[str, ...]], tmp_path: Path) -> None:
 
 
 def test_nothing_is_changed(where: tuple[Store, tuple[str, ...]], tmp_path: Path) -> None:
-    """Without an answer nothing is changed, nor where the file, or one key of it, will not do; an
-    empty file revokes nothing, and a file of defaults alone leaves the keys."""
+    """Nothing is changed without an answer, or if the file, or one key in it, is wrong. An empty
+    file revokes nothing, and a file of defaults alone leaves the keys."""
     store, options = where
     apply = Applying(tmp_path, options)
     store.keys.create("kept")

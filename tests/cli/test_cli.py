@@ -101,7 +101,7 @@ def test_errors(database: str, words: list[str], message: str) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_process(database: str) -> None:
-    """So it is where the command is a process."""
+    """A command that runs as a process reports an error in the same way."""
     keys(database, "create", "first")
     done = run("policyd", "keys", "show", "key_0", env={"POLICYD_DATABASE_URL": database})
     assert done.returncode == 1

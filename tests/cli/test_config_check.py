@@ -68,7 +68,7 @@ def test_nothing_is_wrong(files: Path, url: str, store: Store) -> None:
 def test_wrong_files(
     files: Path, url: str, flags: tuple[str, ...], subject: str, words: str
 ) -> None:
-    """A file that will not do is told, by its setting, with exit status 2; the rest is told too."""
+    """It names each unusable file by its setting, reports the rest too, and exits with status 2."""
     given = [word if word.startswith("--") else f"{files}/{word}" for word in flags]
     status, found = check("policyd", *FREE, "--database-url", url, *given)
     [wrong] = [name for name, problem in found.items() if problem]
@@ -79,7 +79,7 @@ def test_wrong_files(
 
 
 def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
-    """A damaged file, a folder that is not there, and another database's spool are told."""
+    """It reports a damaged file, a folder that does not exist, and another database's spool."""
     (tmp_path / "policyd.db").write_bytes(b"no database" * 1000)
     _, found = check("policyd", *FREE, "--database-url", f"sqlite:///{tmp_path}/policyd.db")
     assert "damaged" in found["--database-url"]
@@ -92,7 +92,7 @@ def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_ports_of_others(tmp_path: Path) -> None:
-    """A port that is taken is told, unless the server is said to run already."""
+    """It reports a port that is taken, unless the server is said to run already."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"127.0.0.1:{taken.getsockname()[1]}"
         words = (

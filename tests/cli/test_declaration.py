@@ -58,7 +58,7 @@ keys:
 
 
 def test_every_field() -> None:
-    """What each field says."""
+    """Each field of a declaration is read."""
     found = parsed(FULL)
     assert found.defaults == ServerDefaults(
         (("enforce_user_ids", Setting(Mode.AUDIT)),), ("x-forwarded-user",), ("grpc", "http")
@@ -143,14 +143,14 @@ def test_json() -> None:
     ],
 )
 def test_bad_files(text: str | bytes, told: str) -> None:
-    """A file that will not do is refused with the line, the cause and the fix."""
+    """An unusable file is refused with the line, the cause and the fix."""
     found = problems(text)
     assert told in found
     assert "nothing was changed" in found or "UTF-8" in found
 
 
 def test_all_problems_at_once() -> None:
-    """Every problem is told, in the order of lines, up to thirty."""
+    """The error lists every problem in the order of lines, up to thirty."""
     keys = "".join(f"  key-{number}: {{acept: [user]}}\n" for number in range(40))
     found = problems("version: 1\nkeys:\n" + keys).splitlines()
     assert found[0] == "keys.yaml has 40 problems, so nothing was changed:"
@@ -279,7 +279,7 @@ def test_schema(key: Any, is_right: bool) -> None:
 
 
 def test_schema_is_one() -> None:
-    """It is a JSON Schema, and knows every policy and every field."""
+    """The schema is a JSON Schema, and knows every policy and every field."""
     jsonschema.Draft202012Validator.check_schema(schema())
     assert set(schema()["$defs"]["policies"]["properties"]) == set(TABLE.by_name)
     assert set(schema()["$defs"]["key"]["properties"]) == set(declaration.KEY)

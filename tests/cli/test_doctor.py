@@ -1,4 +1,4 @@
-"""`policyd doctor` and `policyd-gateway doctor`: well, against nothing, against what is wrong."""
+"""`policyd doctor` and `policyd-gateway doctor` on sound, missing and faulty deployments."""
 
 import json
 import os
@@ -108,8 +108,8 @@ def test_the_gateway_against_nothing() -> None:
 
 
 def test_a_gateway_that_decides_by_itself(tmp_path: Path, upstream: str) -> None:
-    """It is told of a policyd whose database its spool is not for, and of a disk with less room
-    than the spool may take."""
+    """Doctor reports a policyd whose database the spool does not belong to, and a disk with less
+    room than the spool may take."""
     spool = tmp_path / "gateway-spool"
     spools.claim(spool)
     spools.prepare(spool, "ab" * 16)
@@ -128,7 +128,7 @@ def test_a_gateway_that_decides_by_itself(tmp_path: Path, upstream: str) -> None
 
 
 def test_a_wrong_token(tmp_path: Path, upstream: str) -> None:
-    """A gateway with the wrong token, in a file that others can read, is told so twice."""
+    """Doctor reports a wrong token, and that others can read its file."""
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(f"{name}-{'x' * 20}\n")
         (tmp_path / name).chmod(0o600 if name == "right" else 0o644)
@@ -155,7 +155,7 @@ def test_little_room(tmp_path: Path) -> None:
 @pytest.mark.programs
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a disk that is full soon")
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A spool on a full disk is told of, with what to do, and doctor itself needs no room."""
+    """Doctor reports a spool on a full disk and says what to do; it needs no room itself."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk))
@@ -180,7 +180,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_certificates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], left: timedelta, result: str
 ) -> None:
-    """A certificate is told of with its last day: soon over is a warning, over is a failure."""
+    """Doctor names the last day of a certificate: it warns shortly before, and fails afterwards."""
     until = datetime.now(UTC) + left
     issued = trustme.CA().issue_cert("policyd", not_after=until)
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))

@@ -24,7 +24,8 @@ def tls(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_of_policyd(tmp_path: Path, tls: tuple[str, ...]) -> None:
-    """It asks over TLS, and shows the server's certificate where callers have to show one."""
+    """`policyd health` asks over TLS, and shows the server's certificate if callers must show
+    one."""
     wanted = (*tls, "--tls-client-ca", str(tmp_path / "ca.pem"))
     policyd = Policyd(tmp_path, "--http", "127.0.0.1:0", *wanted)
     for more in ((), ("--live",)):

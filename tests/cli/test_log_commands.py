@@ -103,7 +103,7 @@ def test_decisions_of_a_policy(store: Store, url: str) -> None:
 
 
 def test_what_each_policy_found(store: Store, url: str) -> None:
-    """A decision's details tell of each policy its setting, and what it found."""
+    """A decision's details show the setting of each policy, and what the policy found."""
     store.log.append([one := of_policies()])
     shown = ask(url, "logs", "show", one.id)
     assert "policies            max_tokens=enforce:500 by the key; violated: Config set to" in shown
@@ -222,7 +222,7 @@ def test_refused_keys_of_an_older_policyd(store: Store, url: str) -> None:
 
 
 def test_a_user_that_is_not_named(store: Store, url: str) -> None:
-    """A user whose identifier is unknown is told apart from no user."""
+    """The log distinguishes a user whose identifier is unknown from no user."""
     store.log.append([record(NOW, end_user="")])
     assert "(not named)" in ask(url, "logs", "list")
 

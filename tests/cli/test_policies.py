@@ -1,4 +1,4 @@
-"""Any policy by the command line: set, overridden, listed, tried."""
+"""Any policy on the command line: setting, overriding, listing and trying it."""
 
 import json
 import sqlite3
@@ -136,7 +136,7 @@ def test_places_that_endpoints_do_not_have(url: str, accept: str, message: str) 
 
 
 def test_all_policies_are_listed() -> None:
-    """`policyd policies` tells of each policy how it is set and overridden, without a database."""
+    """`policyd policies` shows how to set and override each policy, without a database."""
     done = invoke("policyd", "policies")
     text = done.stdout.decode()
     found = json.loads(invoke("policyd", "policies", "--json").stdout)

@@ -32,7 +32,7 @@ def found(folder: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("words", [("keys", "list"), ("logs", "list"), ("db", "status")])
 def test_it_is_found(found: str, words: tuple[str, ...]) -> None:
-    """A command that is told no database uses the running demo's, and says so."""
+    """A command without a database setting uses the running demo's database, and says so."""
     done = invoke("policyd", *words)
     assert done.returncode == 0
     assert f"This is the running demo: --database-url {found}" in done.stderr.decode()

@@ -37,13 +37,11 @@ class Failing(PolicyServiceServicer):
         self.hold = asyncio.Event()
         self.hold.set()
 
-    async def Evaluate(  # noqa: N802
-        self, request: pb.EvaluateRequest, context: Any
-    ) -> pb.EvaluateResponse:
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         await self._begin("Evaluate", context)
         return pb.EvaluateResponse(decision=pb.DECISION_ALLOW, decision_id="1")
 
-    async def BatchEvaluate(  # noqa: N802
+    async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         await self._begin("BatchEvaluate", context)
@@ -51,7 +49,7 @@ class Failing(PolicyServiceServicer):
         results = [pb.BatchEvaluateResult(id=item.id, response=allowed) for item in request.items]
         return pb.BatchEvaluateResponse(results=results)
 
-    async def ReportOutcome(  # noqa: N802
+    async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         self.reported += [outcome.decision_id for outcome in request.outcomes]
@@ -307,7 +305,7 @@ def test_what_it_cannot_be_made_of() -> None:
     """The constructor raises on wrong arguments, and leaves no thread behind."""
     before = threading.active_count()
     with pytest.raises((TypeError, AttributeError)):
-        SyncPolicyClient("127.0.0.1:1", credentials="no credentials")  # type: ignore[arg-type]
+        SyncPolicyClient("127.0.0.1:1", credentials="no credentials")  # type: ignore[arg-type]  # A mistake.
     assert threading.active_count() <= before + 1
 
 

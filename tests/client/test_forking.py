@@ -153,7 +153,8 @@ print(all(answers), len(answers) > 8)
 
 
 def test_several_policyds(target: str) -> None:
-    """With several policyds, of which one is dead and being looked for, fork and child go on."""
+    """If the client looks for a dead policyd among several, the forking process and the child go
+    on."""
     program = """
 named = TARGET.replace("127.0.0.1", "localhost")
 client = SyncPolicyClient([TARGET, TARGET.rpartition(":")[0] + ":1", named], timeout=20)

@@ -137,7 +137,8 @@ async def test_defaults_of_the_same_revision(follower: Follower) -> None:
 
 
 async def test_settings_age(follower: Follower, clock: Clock) -> None:
-    """They are as old as the time since the last heartbeat, however old policyd's own are."""
+    """The settings are as old as the time since the last heartbeat, however old policyd's own
+    are."""
     clock.now += 3
     assert follower.keys.staleness() == pytest.approx(3)
     await follower.beat(5, age=1000)
@@ -178,7 +179,7 @@ async def test_a_slow_stream(follower: Follower, clock: Clock) -> None:
 
 
 async def test_a_stream_that_is_replayed(follower: Follower, clock: Clock) -> None:
-    """Another stream with heartbeats from before makes nothing fresh."""
+    """A replayed stream with earlier heartbeats does not make settings fresh."""
     clock.now += 100
     follower.begin()
     await follower.beat(5, ago=100)
@@ -189,7 +190,7 @@ async def test_a_stream_that_is_replayed(follower: Follower, clock: Clock) -> No
 
 
 async def test_a_policyd_that_lags(follower: Follower) -> None:
-    """Its snapshot of a lower revision is kept aside, until its changes come beyond."""
+    """The stream keeps a snapshot of a lower revision aside until its changes go beyond."""
     follower.begin()
     await follower.beat(3)
     assert not await follower.snapshot(3, OTHER)
@@ -214,7 +215,7 @@ async def test_a_database_that_was_put_back(follower: Follower, clock: Clock) ->
 
 @pytest.mark.parametrize(("revision", "name"), [(4, ""), (5, "f" * 32)])
 async def test_changes_that_go_back(follower: Follower, revision: int, name: str) -> None:
-    """They end the stream, and nothing of them is in force."""
+    """Changes that go back end the stream, and none of them comes into force."""
     with pytest.raises(StreamFault, match="go back"):
         await follower.change(revision, OTHER, name=name)
     assert follower.keys.settings(OTHER) is None
@@ -230,7 +231,7 @@ async def test_changes_that_go_back(follower: Follower, revision: int, name: str
     ],
 )
 async def test_messages_that_cannot_be(follower: Follower, message: dict[str, Any]) -> None:
-    """They end the stream."""
+    """Messages that cannot be right end the stream."""
     with pytest.raises(StreamFault):
         await follower.stream.take(pb.WatchKeysResponse(**message))
     assert follower.keys.revision == 5

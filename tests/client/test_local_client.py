@@ -42,7 +42,7 @@ class Misbehaving(LocalDecisionServiceServicer):
         self.followers: list[pb.WatchKeysRequest] = []
         self.spools: list[pb.ResumeSpool] = []
 
-    async def WatchKeys(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def WatchKeys(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # It writes by `context`.
         """See local.proto."""
         self.followers.append(await context.read())
         await self._beat(context)
@@ -66,7 +66,7 @@ class Misbehaving(LocalDecisionServiceServicer):
         told = pb.Heartbeat(revision=3, epoch=EPOCH, time=time.time(), database=self.database)
         await context.write(pb.WatchKeysResponse(heartbeat=told))
 
-    async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # It writes by `context`.
         """Takes nothing, and says why."""
         self.spools.append((await context.read()).resume)
         await context.abort(grpc.StatusCode.UNAVAILABLE, self.why)
@@ -100,8 +100,8 @@ def segments(spool: Path) -> list[Path]:
 
 
 async def test_it_decides(policyd: tuple[Misbehaving, str], tmp_path: Path) -> None:
-    """By the settings that it was told, also for a key that is not among them; and tells which
-    are in force."""
+    """It decides by the settings that it was sent, also about an unknown key, and says which
+    revision is in force."""
     async with client(policyd[1], tmp_path) as local:
         assert (await local.evaluate(REQUEST)).decision == DECISION_ALLOW
         other = EvaluateRequest(key="up-" + "x" * 48, has_user=True)
@@ -137,7 +137,8 @@ async def test_errors_are_those_of_policyd(
 
 
 async def test_errors_are_counted(policyd: tuple[Misbehaving, str], tmp_path: Path) -> None:
-    """By their reasons, as policyd counts them; a policyd that is not reached counts as none."""
+    """Errors are counted by the same reasons as at policyd; a policyd that is not reached counts as
+    none."""
     metrics = Metrics()
     watched = LocalTelemetry(DecisionMetrics(metrics, ("local",)))
 
@@ -159,8 +160,8 @@ async def test_errors_are_counted(policyd: tuple[Misbehaving, str], tmp_path: Pa
 async def test_outcomes_of_impossible_times(
     policyd: tuple[Misbehaving, str], tmp_path: Path
 ) -> None:
-    """They are lost, and counted: one in the log would make its batch unreadable. Those with it are
-    logged."""
+    """Such outcomes are lost and counted, because one in the log would make its batch unreadable.
+    Outcomes beside them are logged."""
     name = "0123456789abcdef" * 2
     async with client(policyd[1], tmp_path / "spool") as deciding:
         for duration, first in ((-1, None), (5, 6), (5, -1), (2**60, 5), (2**49, 5), (5, 5)):
@@ -229,7 +230,7 @@ async def test_a_policyd_without_the_setting(tmp_path: Path) -> None:
 
 
 async def test_a_look(policyd: tuple[Misbehaving, str]) -> None:
-    """It tells the revision, and whether a key is in force."""
+    """A look returns the revision, and whether a key is in force."""
     look_at = (policyd[1], "t" * 16, None)
     assert await look(*look_at, seconds=30, key=KEY) == (3, True)
     assert (await look(*look_at, seconds=30)).revision == 3

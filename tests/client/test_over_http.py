@@ -199,7 +199,7 @@ async def test_all_of_it(policyd: Policyd) -> None:
 
 @pytest.mark.slow
 async def test_errors(policyd: Policyd) -> None:
-    """policyd's errors are told in the words in which they are told over gRPC."""
+    """policyd's errors have the same words as over gRPC."""
     told = []
     for target in (policyd.grpc, f"http://{policyd.http}"):
         async with PolicyClient(target, timeout=30) as client:

@@ -46,14 +46,14 @@ class Peer(PolicyServiceServicer):
         """A request with the model "slow" waits for it."""
         self.target = ""
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         self.asked.append(request)
         await self._end(context)
         if request.model == "slow":
             await self.slow.wait()
         return pb.EvaluateResponse(decision=pb.DECISION_ALLOW, decision_id="1")
 
-    async def BatchEvaluate(  # noqa: N802
+    async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         self.asked += [item.request for item in request.items]
@@ -62,7 +62,7 @@ class Peer(PolicyServiceServicer):
         results = [pb.BatchEvaluateResult(id=item.id, response=allowed) for item in request.items]
         return pb.BatchEvaluateResponse(results=results)
 
-    async def ReportOutcome(  # noqa: N802
+    async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         self.reported += [outcome.decision_id for outcome in request.outcomes]
@@ -291,7 +291,7 @@ async def test_all_are_dead(nowhere: Callable[[], str]) -> None:
 
 @pytest.mark.slow
 async def test_all_are_silent(target: Target, make_peer: Start) -> None:
-    """It is an outage, too, if all peers are silent; once they answer, they are asked again."""
+    """It is also an outage if all peers are silent; once they answer, they are asked again."""
     peer = await make_peer()
     with silent_before(peer) as one, silent_before(peer) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
@@ -350,7 +350,8 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
 async def test_one_would_not_decide_and_the_other_is_dead(
     make_peer: Start, nowhere: Callable[[], str]
 ) -> None:
-    """What one policyd would not decide is never allowed, though the other is dead."""
+    """A request that one policyd refused to decide about is never allowed, though the other is
+    dead."""
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, nowhere()]
@@ -425,7 +426,7 @@ async def test_a_client_that_stood_still(kind: str, target: Target, make_peer: S
                 asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
+                time.sleep(0.6)  # noqa: ASYNC251  # It stands still like a suspended machine.
                 assert (await asked).decision_id == "1"
         assert proxy.accepted == wanted
 

@@ -64,14 +64,14 @@ class Refusing(PolicyServiceServicer):
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         named = [
             one.value for one in request.headers if one.name.lower() == "x-usagepanda-trace-id"
         ]
         await self._end(request.trace_id or named[0], context)
         raise AssertionError("it has ended")
 
-    async def BatchEvaluate(  # noqa: N802
+    async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         results = []

@@ -1,4 +1,4 @@
-"""StreamCall: a stream's end is told as policyd told it, whatever gRPC's client makes of it."""
+"""StreamCall reports a stream's end as policyd did, whatever gRPC's client makes of it."""
 
 import threading
 import time
@@ -28,13 +28,13 @@ class Ending(LocalDecisionServiceServicer):
         self._end = end
         self.may_end, self.ended = threading.Semaphore(0), threading.Semaphore(0)
 
-    def WatchKeys(self, _: object, context: Any) -> Iterator[Any]:  # noqa: N802  # gRPC's name
+    def WatchKeys(self, _: object, context: Any) -> Iterator[Any]:
         context.add_callback(self.ended.release)
         self.may_end.acquire(timeout=30)
         self._end(context)
         return iter(())
 
-    def AppendDecisions(self, _: object, context: Any) -> Iterator[Any]:  # noqa: N802  # gRPC's name
+    def AppendDecisions(self, _: object, context: Any) -> Iterator[Any]:
         return self.WatchKeys(_, context)
 
 
@@ -88,7 +88,7 @@ async def test_an_end_that_crosses_a_request(rejecting: Served, method: str) -> 
 
 @METHODS
 async def test_a_request_after_the_end(rejecting: Served, method: str) -> None:
-    """It is not sent, and reading tells the same status again."""
+    """A request after the end is not sent, and reading raises the same status again."""
     stream = await rejecting.ended_before_write(method)
     for _ in range(3):
         await stream.write(REQUESTS[method])

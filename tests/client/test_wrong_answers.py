@@ -85,7 +85,7 @@ async def peer(answering: Answering) -> AsyncIterator[Peer]:
 async def gone(running: Peer) -> None:
     """Wait until no connection is left."""
     async with asyncio.timeout(60):
-        while running.connections:  # noqa: ASYNC110  # They set no event here.
+        while running.connections:
             await asyncio.sleep(0.01)
 
 
@@ -229,7 +229,7 @@ async def test_what_is_no_http(name: str) -> None:
 
 
 async def test_informational_responses() -> None:
-    """Those come before an answer, and are none."""
+    """Informational responses before an answer are not taken for the answer."""
     early = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
 
     async def answering(writer: asyncio.StreamWriter, _: bytes) -> None:
@@ -241,7 +241,7 @@ async def test_informational_responses() -> None:
 
 
 async def test_texts_of_errors() -> None:
-    """What an error says is bounded, and text that any log can take."""
+    """The text of an error is bounded, and safe for any log."""
     told = b'{"code":"internal","message":"\\ud800' + b"m" * 3_000_000 + b'"}'
     raw = response(told, status="500 X", kind="application/json")
     async with peer(with_bytes(raw)) as wrong, PolicyClient(wrong.url, timeout=60) as client:
@@ -314,7 +314,7 @@ async def test_a_connection_that_hangs(scheme: str, takes: bool) -> None:
             async with asyncio.timeout(60):
                 assert (await failure(client)).is_outage
         async with asyncio.timeout(60):
-            while sockets() > before or len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
+            while sockets() > before or len(asyncio.all_tasks()) > tasks:
                 await asyncio.sleep(0.01)
         for one in waiting:
             one.close()
@@ -355,7 +355,7 @@ async def test_callers_that_go_away() -> None:
     async with peer(answering) as slow, PolicyClient(slow.url, timeout=60) as client:
         calls = [asyncio.ensure_future(client.check_key(pb.CheckKeyRequest())) for _ in range(50)]
         async with asyncio.timeout(60):
-            while slow.calls < len(calls):  # noqa: ASYNC110  # The peer sets no event.
+            while slow.calls < len(calls):
                 await asyncio.sleep(0.01)
         is_hanging = False
         for call in calls:
@@ -364,7 +364,7 @@ async def test_callers_that_go_away() -> None:
         assert all(isinstance(one, asyncio.CancelledError) for one in found)
         assert (await client.check_key(pb.CheckKeyRequest())).in_force
         async with asyncio.timeout(60):
-            while len(slow.connections) > 1:  # noqa: ASYNC110  # One is kept.
+            while len(slow.connections) > 1:
                 await asyncio.sleep(0.01)
 
 

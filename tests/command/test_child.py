@@ -160,9 +160,9 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     monkeypatch.setattr(child, "_START", 2)
     starting = asyncio.create_task(worker.start())
     async with asyncio.timeout(PATIENCE):
-        while worker._process is None:  # noqa: ASYNC110
+        while worker._process is None:
             await asyncio.sleep(0.01)
-    pipe = worker._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+    pipe = worker._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]  # It is asyncio's own.
     stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting
     stopping = asyncio.create_task(worker.stop())
@@ -191,7 +191,8 @@ async def test_a_child_that_never_gets_ready(
 
 
 def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
-    """A child works on, however many signs of life lie unread, and ends when it is told to."""
+    """A child works on, however many of its signs of life lie unread, and ends when it is asked
+    to."""
     chosen = settings(tmp_path, console=None)
     prepare(chosen)
     reading, writing = os.pipe()

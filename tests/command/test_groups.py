@@ -8,7 +8,7 @@ from policyd.errors import SettingsError
 
 
 def test_another_version_is_installed() -> None:
-    """What cannot be imported any more is an error that the server survives."""
+    """If a module can no longer be imported, that is an error, which the server survives."""
 
     def gone(*_: object) -> None:
         raise ImportError("no module named policyd.cli.older")

@@ -40,7 +40,8 @@ MORE = {"demo": ("--grpc", "127.0.0.1:0", "--console", "127.0.0.1:0"), "serve": 
 @pytest.mark.parametrize("delay", ["0.05", "0.2", "0.6", "1.5"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_at_any_time(name: str, delay: str, tmp_path: Path) -> None:
-    """It ends without a word about what it was doing, and with an interrupted command's status."""
+    """An interrupted command says nothing about what it was doing, and ends with the status for
+    that."""
     places = {"URL": put_database(f"sqlite:///{tmp_path}/policyd.db"), "DATA": str(tmp_path / "d")}
     words = [places.get(word, word) for word in (*COMMANDS[name], *MORE.get(name, ()))]
     done = subprocess.run(

@@ -66,7 +66,7 @@ def _gateway(folder: Path, variables: dict[str, str]) -> Program:
 def test_a_servers_life(
     manager: Manager, tmp_path: Path, start: Callable[[Path, dict[str, str]], Program]
 ) -> None:
-    """It is told that the server is ready, lives, follows SIGHUP, and ends."""
+    """A server notifies the manager that it is ready, lives, follows SIGHUP, and ends."""
     server = start(tmp_path, manager.variables)
     assert manager.hear()["READY"] == "1"
     server.send(signal.SIGHUP)

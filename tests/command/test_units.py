@@ -64,7 +64,7 @@ def test_what_they_mean(unit: str, text: str, number: float) -> None:
     ],
 )
 def test_what_is_refused(unit: str, text: str) -> None:
-    """What has another unit, or is no number, is refused, with examples that would do."""
+    """A value with another unit, or without a number, is refused, with examples of right values."""
     with pytest.raises(click.BadParameter) as caught:
         read(unit, text)
     assert unit in caught.value.message

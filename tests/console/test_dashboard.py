@@ -187,7 +187,7 @@ async def test_refused_keys_of_any_time(console: Console, admin: Visitor) -> Non
 
 
 def test_growth() -> None:
-    """Growth is told in per cent, within bounds, and is good or bad where it means either."""
+    """Growth is shown in per cent, within bounds, and is good or bad if a rise means either."""
     assert figures.change(0, 0) is None
     assert figures.change(3, 0) == figures.Trend("new", "up", "", "0")
     assert figures.change(3, 2, up="bad") == figures.Trend("50%", "up", "bad", "2")

@@ -744,7 +744,7 @@ async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> 
 
 
 async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> None:
-    """A user whose identifier is unknown is told apart from no user."""
+    """The console distinguishes a user whose identifier is unknown from no user."""
     told, without = record(_now(), end_user=""), denied(_now())
     console.store.log.append([told, without])
     for one, words_ in ((told, "A user, not named"), (without, "No user")):

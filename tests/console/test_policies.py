@@ -155,9 +155,7 @@ MISTAKES = [
 async def test_a_setting_that_cannot_be(
     console: Console, admin: Visitor, policy: Policy, mode: str, value: str
 ) -> None:
-    """What is wrong stands beside its field, everything typed is still there, and nothing is
-    saved.
-    """
+    """An error stands beside its field, everything typed is still there, and nothing is saved."""
     key, _ = console.store.keys.create("app")
     other = ORIGINAL if policy is not ORIGINAL else LIMIT
     form = Form(key).with_(policy, mode=mode, value=value)
@@ -196,7 +194,7 @@ async def test_several_mistakes(console: Console, admin: Visitor) -> None:
 
 
 async def test_a_form_with_few_fields(console: Console, admin: Visitor) -> None:
-    """A policy that a form does not have stays as it is, as with a page of an older version."""
+    """A policy that a form lacks, as a page of an older version may, stays as it is."""
     policies = (*TABLE.with_original(Mode.AUDIT), (LIMIT.name, Setting(Mode.ENFORCE, "500")))
     key, _ = console.store.keys.create("app", policies)
     form = {"etag": key.etag, "name": "chat", "accept": "user"}
@@ -289,7 +287,7 @@ async def test_accepted_places(console: Console, admin: Visitor) -> None:
 
 @pytest.mark.parametrize("headers", ["x y", "x_y", "ü", "<b>", "a" * 65, "a,b,c,d,e,f,g,h", "\x00"])
 async def test_headers_that_cannot_be(console: Console, admin: Visitor, headers: str) -> None:
-    """What is wrong with a header stands beside its field."""
+    """An error in a header stands beside its field."""
     key, _ = console.store.keys.create("app")
     answer = await _save(admin, Form(key).accepting("user", headers=headers))
     assert answer.status == 422
@@ -403,7 +401,7 @@ async def test_results(console: Console, admin: Visitor) -> None:
     ("number", "shown"), [(ABSENT, "Not given"), (INVALID, "Not a number"), (0, "0")]
 )
 async def test_numbers(console: Console, admin: Visitor, number: int, shown: str) -> None:
-    """A number that is not given, or none, is told apart from 0."""
+    """The console distinguishes a number that is absent, or not valid, from 0."""
     one = record(_now(), token_limit=number)
     console.store.log.append([one])
     text = (await admin.get(f"/logs/{one.id}")).text
@@ -535,7 +533,8 @@ async def test_a_simulation_of_one_policy(console: Console, admin: Visitor) -> N
 
 
 async def test_a_simulation_of_what_is_not_known(console: Console, admin: Visitor) -> None:
-    """Requests whose numbers the log does not have are told apart from those that kept to it."""
+    """A simulation distinguishes requests whose numbers the log lacks from those within the
+    limit."""
     key, _ = console.store.keys.create("app")
     console.store.log.append([record(_now(), key_id=key.id) for _ in range(2)])
     path = f"/keys/{key.id}/simulation?policy={LIMIT.name}"

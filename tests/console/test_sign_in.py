@@ -285,7 +285,7 @@ async def test_a_request_without_an_origin(console: Console, visitor: Visitor) -
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "[x"])
 async def test_a_rebound_name(visitor: Visitor, host: str) -> None:
-    """On loopback another host's name is rejected, as it means DNS rebinding."""
+    """On loopback, the console rejects another host's name, because it means DNS rebinding."""
     answer = await visitor.get("/sign-in", Host=host or " ")
     assert answer.status in (400, 421)
     assert "Sign in" not in answer.text

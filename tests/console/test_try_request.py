@@ -151,7 +151,7 @@ async def test_what_cannot_be_tried(
 
 
 async def test_a_form_beyond_the_bound(admin: Visitor) -> None:
-    """What is far beyond the bound is not read."""
+    """The console does not read a form that is far beyond the bound."""
     form = io.BytesIO(b"body=" + b"x" * 2**20)
     page = await admin.post("/try", form, Content_Type="application/x-www-form-urlencoded")
     assert page.status == 413

@@ -122,7 +122,7 @@ def test_every_record_is_read_back(request: pb.EvaluateRequest, policies: Settin
 @settings(max_examples=examples.times(2))
 @given(_descriptors)
 def test_every_refused_key_is_read_back(request: pb.EvaluateRequest) -> None:
-    """So is an entry about a request without a key in force."""
+    """An entry about a request without a key in force is read back as it was written."""
     try:
         reading = evaluate_request.read(request)
     except InvalidDescriptor:

@@ -100,7 +100,7 @@ async def test_an_entry_that_waits_for_its_sync(spool: SpoolWriter, disk: Disk) 
 
 
 def test_counts_of_refused_keys(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
-    """They are written by flush(), and again by the next one where they could not be."""
+    """flush() writes counts of refused keys; if that fails, the next flush() writes them."""
     log = log_of(spool)
     log.append([refused_key()])
     disk.failing = {"write": errno.EIO}
@@ -155,7 +155,7 @@ def test_entries_that_are_refused(
     number: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing of the batch is written or counted, and the log gives the cause once."""
+    """No entry of a refused batch is written or counted, and the log gives the cause once."""
     log = log_of(spool)
     disk.failing = {"write": number}
     for _ in range(3):
@@ -167,7 +167,8 @@ def test_entries_that_are_refused(
 
 
 def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
-    """It is refused though entries may be dropped, and is no loss: the gateway sends it again."""
+    """An outcome that cannot be written is refused even if entries may be dropped, and is no loss:
+    the gateway sends it again."""
     disk.failing = {"write": errno.EIO}
     with pytest.raises(LogUnwritable):
         log_of(spool, drops=True).append([outcome(record())])
@@ -219,7 +220,7 @@ async def test_background_syncs(
     for syncs in (1, 2):
         await add(log)
         async with asyncio.timeout(30):
-            while disk.syncs < syncs:  # noqa: ASYNC110 - it polls
+            while disk.syncs < syncs:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         assert disk.syncs == syncs

@@ -37,7 +37,7 @@ def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
     read = cost(model, 1000, 0, 400, 0, AT)
     written = cost(model, 1000, 0, 0, 400, AT)
     both = cost(model, 1000, 0, 400, 400, AT)
-    assert plain and read and written and both  # noqa: PT018 - all of them are known
+    assert plain and read and written and both  # noqa: PT018  # All of them are known.
     assert read < plain < written
     assert both == read + written - plain
     # The price lists of both providers charge a quarter more.
@@ -115,7 +115,7 @@ _MOMENTS = st.integers(1_672_531_200, 1_830_297_600).map(lambda at: datetime.fro
 def test_the_same_as_the_package(
     model: tuple[str, str], used: tuple[int, int, int, int], at: datetime
 ) -> None:
-    """What is worked out here is what the package works out, to the billionth of a dollar."""
+    """Prices worked out here are those of the package, to the billionth of a dollar."""
     assert cost(model[1], *used, at) == _by_the_package(model[1], used, at)
 
 

@@ -390,7 +390,7 @@ async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any
     policyd = start(Policyd, tmp_path)
     async with PolicyClient(policyd.grpc, timeout=60) as client, asyncio.timeout(60):
         await client.evaluate(EvaluateRequest(key="up-unknown", has_user=True))
-        while not (status := await log_status(policyd)).refused_keys:  # noqa: ASYNC110 - it polls
+        while not (status := await log_status(policyd)).refused_keys:
             await asyncio.sleep(0.2)
     assert (status.refused_keys, status.decisions) == (1, 0)
 

@@ -393,7 +393,8 @@ def _without_table(tmp_path: Path, name: str) -> Iterator[None]:
 def test_a_store_that_fails_once(
     tmp_path: Path, store: Store, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """What the store did not take is shipped again at once, and not only after the next write."""
+    """Entries that the store did not take are shipped again at once, not only after the next
+    write."""
     writer.write(msgspec.json.encode(record()) + b"\n")
     shipper = Shipper(StoreDestination(store), reader)
     with _without_table(tmp_path, "decisions"), pytest.raises(StoreUnavailable):

@@ -35,7 +35,7 @@ from tests.support.records import outcome, record
 from tests.support.requirements import missing
 
 LIMIT = 40_000
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # A folder of its own is made there.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILS = (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES)
 CALLS = [name for name in vars(System) if not name.startswith("_") and name != "close"]
@@ -251,7 +251,7 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
 
     async def try_until(works: bool) -> None:
         async with asyncio.timeout(60):
-            while _is_taken(lambda: log.append([record()])) is not works:  # noqa: ASYNC110
+            while _is_taken(lambda: log.append([record()])) is not works:
                 await asyncio.sleep(0.01)
 
     await try_until(True)

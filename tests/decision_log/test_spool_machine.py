@@ -31,7 +31,7 @@ from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.spool import writer as writing
 from policyd.decision_log.spool.system import System
 from policyd.decision_log.writer import DecisionLog
-from policyd.errors import LogFull
+from policyd.errors import LogFull, SettingsError
 from policyd.store import LogFilter, Store
 from policyd.store.destination import StoreDestination
 from tests.support import examples
@@ -159,7 +159,7 @@ class Spool(RuleBasedStateMachine):
         self.retired: set[str] = set()
         self.lost: dict[str, list[int]] = {}
         self.unreadable = [0, 0]
-        self.copy: tuple[bytes, set[str], set[str], int] | None = None
+        self.copy: tuple[set[str], set[str], dict[str, int]] | None = None
 
     # The actions of processes.
 
@@ -249,7 +249,7 @@ class Spool(RuleBasedStateMachine):
         with closing(sqlite3.connect(self.database)) as live, closing(sqlite3.connect(file)) as to:
             live.backup(to)
         lost = self.reading.log.lost_by(self.lost)
-        self.copy = (set(self.logged), set(self.retired), lost)  # type: ignore[assignment]
+        self.copy = (set(self.logged), set(self.retired), lost)
 
     @precondition(lambda self: self.copy)
     @rule()
@@ -259,7 +259,7 @@ class Spool(RuleBasedStateMachine):
         file = self.place / "copy.db"
         with closing(sqlite3.connect(file)) as copy, closing(sqlite3.connect(self.database)) as to:
             copy.backup(to)
-        logged, retired, lost = self.copy  # type: ignore[misc]
+        logged, retired, lost = self.copy
         self.logged, self.retired = set(logged), set(retired)
         self.answered &= self.logged | self._spooled()
         for name, bounds in self.lost.items():
@@ -341,7 +341,7 @@ class Spool(RuleBasedStateMachine):
             process.plan(calls, lambda: self._happen(process, what))
         try:
             yield
-        except (Killed, spool.folder.SettingsError):  # type: ignore[attr-defined]
+        except (Killed, SettingsError):
             process.end()
             self.writers = [one for one in self.writers if one.process is not process]
             if self.shipper and self.shipper[0] is process:

@@ -167,7 +167,7 @@ def test_a_file_with_a_long_line(folder: Path, reader: SpoolReader) -> None:
 
 
 def test_losses(folder: Path, reader: SpoolReader) -> None:
-    """Of several counts of a process the largest counts, and of a damaged one nothing."""
+    """The largest of a process's counts of losses counts, and a damaged count does not."""
     leave(folder, "ended", lost=2)
     leave(folder, "lossless")
     (folder / "ended-00000009.lost").write_bytes(b"%020d" % 3)

@@ -110,7 +110,8 @@ def test_a_sync_that_fails(folder: int, disk: Disk) -> None:
 
 
 def test_a_replaced_file_whose_sync_fails(folder: int, disk: Disk) -> None:
-    """It is closed all the same, as nothing is written to it any more."""
+    """A replaced file is closed even if its sync fails, because nothing is written to it any
+    more."""
     with closing(Unsynced(folder, disk)) as unsynced:
         one, two = new_file(folder, "one"), new_file(folder, "two")
         unsynced.begin(one)
@@ -123,7 +124,7 @@ def test_a_replaced_file_whose_sync_fails(folder: int, disk: Disk) -> None:
 
 
 async def test_the_thread() -> None:
-    """It does its work once for each request, keeps no process from ending, and ends."""
+    """The thread syncs once for each request, keeps no process from ending, and ends."""
     runs: list[threading.Thread] = []
     syncing = SyncThread(lambda: runs.append(threading.current_thread()))
     assert await syncing.request() is None

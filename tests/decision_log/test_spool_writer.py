@@ -99,9 +99,8 @@ def test_a_write_that_fails_in_an_empty_segment(
 def test_half_a_batch_in_an_empty_segment(
     tmp_path: Path, writer: SpoolWriter, disk: Disk, taken: int
 ) -> None:
-    """Of a segment that held even a byte of a failed batch nothing is left, as a reader may have
-    seen it.
-    """
+    """A segment that held even a byte of a failed batch is removed, because a reader may have seen
+    it."""
     before = segments(tmp_path)
     fail(writer, disk, taken=taken)
     writer.write(b"a\n")

@@ -271,7 +271,7 @@ def test_the_sample(tmp_path: Path) -> None:
 
 
 def test_metrics(tmp_path: Path) -> None:
-    """With --metrics, one page tells of policyd and the gateway."""
+    """With --metrics, one page has the metrics of policyd and of the gateway."""
     with demo(tmp_path, "--metrics", FREE) as running:
         found = re.search(r"^Metrics, for Prometheus: (\S+)$", running.text, re.MULTILINE)
         assert found

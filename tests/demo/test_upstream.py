@@ -187,7 +187,7 @@ async def test_lesser_operations(client: openai.AsyncOpenAI) -> None:
 async def test_upload_is_counted_and_not_kept(
     app: DemoUpstream, client: openai.AsyncOpenAI
 ) -> None:
-    """Of an upload only the beginning is kept, and the whole is counted."""
+    """The upstream keeps only the beginning of an upload, and counts the whole."""
     size = 3_000_000
     kept = await client.files.create(file=("a.jsonl", b"x" * size), purpose="batch")
     assert (kept.filename, kept.purpose) == ("a.jsonl", "batch")

@@ -99,7 +99,7 @@ def test_the_servers_take_their_settings(resources: list[Resource], tmp_path: Pa
 
 
 def test_the_servers_are_told_of_them(resources: list[Resource]) -> None:
-    """What a container sets in its environment are settings of its server."""
+    """The variables in a container's environment are settings of its server."""
     policyd.load()
     policyd_gateway.load()
     known = {"policyd": POLICYD.variables, "gateway": GATEWAY.variables}
@@ -114,7 +114,7 @@ def _given(command: click.Command, file: Path) -> dict[str, Any]:
 
 
 def test_pods_have_no_rights_to_spare(resources: list[Resource]) -> None:
-    """They are no root, write to nothing but their volumes, and ask Kubernetes for nothing."""
+    """Pods do not run as root, write only to their volumes, and do not use Kubernetes' API."""
     for _, pod in pods(resources):
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"]

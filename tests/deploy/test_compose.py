@@ -58,7 +58,7 @@ def test_every_setting_is_one() -> None:
 
 
 def test_every_file_is_there() -> None:
-    """What is mounted into a container is in the repository."""
+    """Every file that is mounted into a container is in the repository."""
     for service in services().values():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
@@ -89,11 +89,11 @@ def test_envoy_gets_its_addresses(tmp_path: Path) -> None:
     [script] = services()["envoy"]["command"]
     made = tmp_path / "envoy.yaml"
     script = script.replace("/etc/envoy/policyd.yaml", str(ROOT / "integrations/envoy/envoy.yaml"))
-    script = script.replace("/tmp/envoy.yaml", str(made))  # noqa: S108
+    script = script.replace("/tmp/envoy.yaml", str(made))  # noqa: S108  # It is a path in the container.
     script = script.replace("exec envoy", f"exec {envoy} --mode validate")
     done = subprocess.run(
         ["/bin/sh", "-ec", script], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
     listening, policyd = re.findall(r"address: (\S+), port_value: (?:8080|50051)", made.read_text())
-    assert (listening, policyd) == ("0.0.0.0", "policyd")  # noqa: S104
+    assert (listening, policyd) == ("0.0.0.0", "policyd")  # noqa: S104  # It is what the container listens on.

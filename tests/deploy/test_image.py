@@ -114,7 +114,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         requirements.missing("the steps of an image are run by root, who may mount")
     folder = tmp_path_factory.mktemp("image")
     for one in (folder, *folder.parents):  # Its user has to get there.
-        if one != Path("/tmp"):  # noqa: S108
+        if one != Path("/tmp"):  # noqa: S108  # Its mode stays as it is.
             one.chmod(0o755)
         else:
             break
@@ -161,7 +161,7 @@ def test_the_gateway_is_in_it(image: Image) -> None:
 
 
 def test_it_is_small(image: Image) -> None:
-    """It holds neither developers' tools nor pip."""
+    """The image holds neither developers' tools nor pip."""
     packages = next(image.layer.glob("upper/opt/policyd/lib/python3*/site-packages"))
     held = {one.name.lower() for one in packages.iterdir()}
     assert {"policyd", "gateway", "grpc", "psycopg", "opentelemetry"} <= held

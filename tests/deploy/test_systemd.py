@@ -42,7 +42,7 @@ def test_systemd_accepts_it(unit: Path) -> None:
 
 
 def test_it_has_few_rights(unit: Path) -> None:
-    """By systemd's own measure it is exposed little."""
+    """systemd rates the unit's exposure as low."""
     limit = f"--threshold={MOST_EXPOSED}"
     done = analyze("security", "--offline=true", "--no-pager", limit, unit)
     assert done.returncode == 0, done.stdout

@@ -177,7 +177,7 @@ async def test_other_work_goes_on() -> None:
 
 
 async def test_bodies_take_turns() -> None:
-    """As many bodies are read at once as there are readers, and each gets its own answer."""
+    """At most one body for each reader is read at once, and each request gets its own answer."""
     readers, begun = BodyReaders(), []
 
     def begin(number: int) -> Callable[[], None]:

@@ -47,7 +47,7 @@ def test_pieces(name: str, size: int) -> None:
 
 
 def test_both_formats_of_deflate() -> None:
-    """zlib's format is told from bare deflate, whatever the compressor and the text."""
+    """zlib's format is distinguished from bare deflate, whatever the compressor and the text."""
     for level in range(10):
         for window in range(9, 16):
             assert read("deflate", [zlib.compress(TEXT, level, window)]) == TEXT
@@ -61,7 +61,7 @@ def test_both_formats_of_deflate() -> None:
 
 @pytest.mark.parametrize("coding", COMPRESS)
 def test_bytes_that_do_not_belong_to_the_stream(coding: str) -> None:
-    """What is no stream, and what comes after the end of one, is unreadable."""
+    """Bytes that are no stream, or that come after the end of one, make a body unreadable."""
     data = COMPRESS[coding](TEXT)
     assert problem(coding, [b"\xff{}"]) is UserState.BAD_ENCODING
     assert problem(coding, [data, data]) is UserState.BAD_ENCODING

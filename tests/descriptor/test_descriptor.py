@@ -340,7 +340,7 @@ def test_charsets_that_differ_outside_ascii(charset: str) -> None:
     ],
 )
 def test_repeats_beside_other_members(text: str) -> None:
-    """Of repeats, those at the top level count, whatever else the body holds."""
+    """Repeats at the top level count, whatever else the body holds."""
     assert state(text.encode()) is UserState.VALID
     assert state(text.encode()[:-1] + b', "user": ""}') is UserState.EMPTY
 

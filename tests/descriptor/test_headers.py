@@ -1,4 +1,4 @@
-"""What the headers of a request tell: whose they are, the API key, the override, the trace ID."""
+"""What is read from a request's headers: the API key, the override, the trace ID, end users."""
 
 import pytest
 
@@ -112,7 +112,8 @@ def test_api_keys(given: list[str], read: tuple[Credential, str]) -> None:
 
 
 def test_a_text_longer_than_any_key() -> None:
-    """It is not read further, and names no API key that could be in force."""
+    """A text longer than any key is not read to its end, and names no API key that could be in
+    force."""
     credential, key = headers.credential(["a" * 1025])
     assert credential is Credential.GIVEN
     assert key

@@ -56,7 +56,7 @@ def test_every_character() -> None:
 
 @pytest.mark.slow
 def test_names_of_blanks() -> None:
-    """A character whose name in Unicode tells of a blank is blank, or is known to be drawn."""
+    """A character whose Unicode name says that it is blank is blank, or known to be drawn."""
     drawn = re.compile("|".join(DRAWN))
     named = {one: unicodedata.name(one, "") for one in everything() if not is_blank(one)}
     missed = {one for one, name in named.items() if NAMED.search(name)}

@@ -335,7 +335,7 @@ def test_a_pattern_is_linear(name: str) -> None:
         read = _way(one.pattern, way)
         for pump in (*_ANY, *PATTERNS[name]):
             if is_bytes:
-                _check(lambda text: read(text.encode("latin-1", "replace")), pump)  # noqa: B023
+                _check(lambda text: read(text.encode("latin-1", "replace")), pump)  # noqa: B023  # It is called in this turn.
             else:
                 _check(read, pump)
 

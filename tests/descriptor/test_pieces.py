@@ -30,7 +30,7 @@ def test_small_pieces_are_joined() -> None:
 
 
 def test_a_large_piece_is_cut() -> None:
-    """What comes in one large piece is gone through in smaller ones, and is itself when whole."""
+    """A large piece is processed in smaller ones, which together are the same."""
     body = bytes(range(256)) * (10 * PIECE // 256)
     pieces = Pieces(body)
     assert max(map(len, pieces)) == LARGEST

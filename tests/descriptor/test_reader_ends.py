@@ -63,7 +63,7 @@ async def test_a_request_that_ends_while_its_reader_starts(milliseconds: int) ->
 
 
 async def test_a_parent_that_is_killed() -> None:
-    """Its readers see the end of their input, and end."""
+    """The readers of a killed parent see the end of their input, and end."""
     command = (sys.executable, "-c", PARENT)
     parent = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -26,7 +26,7 @@ def test_one_setting_by_two_names(first: tuple[str, str], second: tuple[str, str
 
 
 def test_two_settings_of_a_policy() -> None:
-    """Its mode and its override are two settings, by whichever name."""
+    """A route sets a policy's mode and its override apart, by either name of the policy."""
     expected = ((NAME, Setting(Mode.ENFORCE, "", Override.LOCKED)),)
     for mode in ("mode", NAME):
         for override in ("override", f"{NAME}.override"):

@@ -292,7 +292,7 @@ def test_the_model_of_a_session_in_a_form(session: bytes, state: ModelState, mod
 
 
 def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
-    """Of a body that was read everything is known, and of others nothing."""
+    """Everything is known of a body that was read, and nothing of other bodies."""
     offer = read_body(b"v=0", "application/sdp", "", CALLS)
     for attributes in (read(""), read_form(('name="x"', b"")), offer):
         assert attributes.model_state is not ModelState.UNKNOWN
@@ -306,7 +306,7 @@ def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
 
 
 def test_the_bound_of_numbers() -> None:
-    """What is larger than the bound counts as the bound, whatever stands before its digits."""
+    """A number above the bound counts as the bound, whatever stands before its digits."""
     assert stated.MOST == 10**15
     assert stated.value(b"0" * MANY + b"12") == 12
     assert stated.value(b"0" * MANY) == 0

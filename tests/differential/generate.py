@@ -95,8 +95,11 @@ _TOKENS = (
 
 def json_case(draw: random.Random) -> Case:
     """A JSON body of members that matter."""
-    gap = lambda: draw.choice(_GAPS) if is_odd else draw.choice(("", "", " "))  # noqa: E731
     is_odd = draw.random() < 0.3
+
+    def gap() -> str:
+        return draw.choice(_GAPS) if is_odd else draw.choice(("", "", " "))
+
     members = [
         f"{gap()}{draw.choice(_KEYS)}{gap()}:{gap()}{draw.choice(_VALUES)}{gap()}"
         for _ in range(draw.randrange(1, 6))

@@ -16,7 +16,7 @@ async def test_asking_in_python(policyd: Policyd) -> None:
     page = (ROOT / "docs" / "callers.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     example: dict[str, Any] = {}
-    exec(program.replace("127.0.0.1:50051", policyd.grpc), example)  # noqa: S102
+    exec(program.replace("127.0.0.1:50051", policyd.grpc), example)  # noqa: S102  # It runs a page of ours.
     key = policyd.create_key("enforce")
     assert await example["denial"](key, False) == (422, GOLDEN.read_bytes())
     assert await example["denial"](key, True) is None

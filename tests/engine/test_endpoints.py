@@ -186,7 +186,7 @@ def test_names_in_endpoints(pattern: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "/", "//", "/..", "/a/../.", "/%20"])
 def test_a_path_without_a_name(path: str) -> None:
-    """What is left of a path without any name is a slash."""
+    """A path without any name is read as a slash."""
     assert endpoints.canonical_path(path) == "/"
 
 

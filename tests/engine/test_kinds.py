@@ -43,7 +43,8 @@ def test_a_pattern(pattern: str, text: str, expected: bool) -> None:
     "value", ["0", "01", "1.5", "-1", "\u0661", "", str(MAX_LIMIT + 1), "9" * 65]
 )
 def test_what_is_no_limit(value: str) -> None:
-    """It is refused in words that hold little of it, and as a header it asks for nothing."""
+    """The error repeats little of a value that is no limit; as a header, such a value sets
+    nothing."""
     with pytest.raises(ValueError, match="a limit is a whole number from 1 to") as raised:
         Limit().canonical(value)
     assert "9" * 65 not in str(raised.value)
@@ -75,7 +76,7 @@ def test_names() -> None:
 
 
 def test_a_switch_has_no_value() -> None:
-    """A value is refused, and its first characters are told."""
+    """A switch rejects a value, with an error that repeats its first characters."""
     assert Switch().canonical("") == ""
     with pytest.raises(ValueError, match=f"^it takes no value, but '{'x' * 64}' was given$"):
         Switch().canonical("x" * 65)

@@ -1,4 +1,4 @@
-"""A setting may be long. What is told of each request is not, as so much is kept of many."""
+"""A setting may be long. What policyd keeps of it for each request is short."""
 
 from policyd.decision_log.inputs import override_texts
 from policyd.descriptor import evaluate_request
@@ -36,7 +36,7 @@ def test_a_long_list_of_models() -> None:
 
 
 def test_many_values_of_a_header() -> None:
-    """They are judged as few are, and not kept."""
+    """Many values of a header are judged like a few, and not kept."""
     name = "x-usagepanda-max-tokens"
     given = tuple((name, str(number)) for number in range(7, 2000))
     decision = decide(

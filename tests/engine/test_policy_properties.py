@@ -120,7 +120,7 @@ def test_every_request_is_decided(
 def test_no_header_changes_a_locked_policy(
     asked: DecisionInput, policies: Settings, given_headers: tuple[tuple[str, str], ...]
 ) -> None:
-    """What a key locks holds, whatever the headers are."""
+    """A policy that a key locks holds, whatever the headers are."""
     key = KeySettings("key_1", policies)
     before, after = decide(asked, key), decide(asked._replace(overrides=given_headers), key)
     locked = {name for name, _ in policies}
@@ -132,7 +132,7 @@ def test_no_header_changes_a_locked_policy(
 def test_a_header_only_tightens_a_policy_that_says_so(
     asked: DecisionInput, policies: Settings, given_headers: tuple[tuple[str, str], ...]
 ) -> None:
-    """What was denied or flagged without the headers still is."""
+    """A request that was denied or flagged without the headers still is with them."""
     key = KeySettings("key_1", policies)
     before, after = decide(asked, key), decide(asked._replace(overrides=given_headers), key)
     assert denied_by(before) <= denied_by(after)

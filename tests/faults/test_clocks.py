@@ -154,10 +154,8 @@ def clock_health(server: Policyd) -> int:
 async def test_one_clock_that_is_wrong(
     new_database: str, tmp_path: Path, start: Callable[..., Any], days: int
 ) -> None:
-    """Of two servers on one database, one of them with a wrong clock, both run and are counted.
-
-    That one reports it, and the decisions of both carry the present time.
-    """
+    """If one of two servers on a database has a wrong clock, both run and are counted. That server
+    reports its clock, and the decisions of both carry the present time."""
     right_folder, wrong_folder = tmp_path / "right", tmp_path / "wrong"
     for folder in (right_folder, wrong_folder):
         folder.mkdir()

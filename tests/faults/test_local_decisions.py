@@ -143,7 +143,7 @@ async def test_policyd_is_stopped(make_local: MakeLocal) -> None:
 
 
 async def test_a_key_is_revoked_while_policyd_is_away(make_local: MakeLocal) -> None:
-    """It passes until policyd is followed again, and not from then on."""
+    """Requests with the key pass until the gateway follows policyd again, and not from then on."""
     stack = make_local()
     async with aiohttp.ClientSession() as http:
         assert await status(http, stack) == 200

@@ -57,8 +57,8 @@ async def test_a_new_token(make_local: MakeLocal, workers: str) -> None:
 
 
 async def test_the_gateway_keeps_the_old_one(make_local: MakeLocal) -> None:
-    """It decides until --max-staleness, then its requests get 503; and decisions again with the new
-    one, without a restart."""
+    """A gateway with the old token decides until --max-staleness, and then answers 503; with the
+    new token it decides again, without a restart."""
     stack = make_local("--max-staleness", "4")
     async with under_load(stack) as load:
         write_token(stack)

@@ -88,7 +88,7 @@ async def until_logged(stack: Stack, decisions: int) -> None:
     """
     with closing(Store(stack.policyd.database_url)) as store:
         async with asyncio.timeout(120):
-            while store.log.status().decisions < decisions:  # noqa: ASYNC110 - it tells no one
+            while store.log.status().decisions < decisions:
                 await asyncio.sleep(0.2)
 
 

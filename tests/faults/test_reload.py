@@ -1,4 +1,4 @@
-"""SIGHUP with files that will not do: one clear line says why, and those that run go on.
+"""SIGHUP with unusable files: one clear line says why, and the running processes go on.
 
 Every program is a real process. tests/faults/test_rolling.py has what SIGHUP replaces.
 """
@@ -98,8 +98,8 @@ def program(
 
 @pytest.mark.timeout(300)
 async def test_refused(program: tuple[str, Program, str], files: Path, workers: int) -> None:
-    """A file that will not do replaces nothing, one line of the log says why, and policyd and the
-    gateway answer as before; a good file is taken after that."""
+    """An unusable file replaces nothing, one line of the log says why, and policyd and the gateway
+    answer as before; a good file is taken after that."""
     name, server, url = program
     before = children(server)
     for file, content, words in SPOILT[name]:

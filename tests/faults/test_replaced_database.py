@@ -83,7 +83,7 @@ def ask(stack: Stack, key: str) -> EvaluateResponse:
 async def in_force(stack: Stack, key: str, mode: int) -> None:
     """Wait until this mode is in force for the key."""
     async with asyncio.timeout(60):
-        while (await asyncio.to_thread(ask, stack, key)).explanation.mode != mode:  # noqa: ASYNC110
+        while (await asyncio.to_thread(ask, stack, key)).explanation.mode != mode:
             await asyncio.sleep(0.05)
 
 
@@ -183,7 +183,8 @@ async def test_a_file_that_is_replaced(
 
 
 async def test_another_installations_file(make_stack: MakeStack) -> None:
-    """Its settings are not taken and nothing is shipped to it, until the right file is back."""
+    """policyd takes no settings from another installation's file and ships nothing to it, until the
+    right file is back."""
     stack = make_stack()
     file = stack.policyd.folder / "policyd.db"
     other = Store(f"sqlite:///{stack.policyd.folder}/other.db")

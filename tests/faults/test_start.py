@@ -254,7 +254,7 @@ async def test_without_a_snapshot_to_use(
         assert answer.decision == DECISION_ALLOW
     assert await health(place) == SERVING
     async with asyncio.timeout(PATIENCE):
-        while await probed(policyd) != (200, 200, 200):  # noqa: ASYNC110 - it sends no event
+        while await probed(policyd) != (200, 200, 200):
             await asyncio.sleep(0.1)  # The answer to a probe is reused for a second.
     assert reason in "".join(policyd.errors)
 
@@ -405,7 +405,7 @@ async def test_the_spools_disk_is_full(
         assert answer.decision == DECISION_DENY
     async with asyncio.timeout(PATIENCE):
         # The background worker, too, is started once there is room.
-        while await _counted(policyd.database_url) != (1, 5 * drops):  # noqa: ASYNC110 - likewise
+        while await _counted(policyd.database_url) != (1, 5 * drops):
             await asyncio.sleep(0.1)
     assert await asyncio.to_thread(policyd.stop) == 0
     assert not [line for line in policyd.errors if "Traceback" in line]

@@ -93,7 +93,7 @@ async def test_the_total(serving: Serving, demo: Demo, enforcing: str) -> None:
         sent = LARGE[:550_000].ljust(550_000)
         held = [await _begin(server.url, enforcing, size, sent) for _ in range(3)]
         async with asyncio.timeout(PATIENCE):
-            while server.gateway.held < 3 * len(sent):  # noqa: ASYNC110  # nothing tells of it
+            while server.gateway.held < 3 * len(sent):
                 await asyncio.sleep(0.01)
         reader, writer = await _begin(server.url, enforcing, size, sent)
         async with asyncio.timeout(PATIENCE):
@@ -104,7 +104,7 @@ async def test_the_total(serving: Serving, demo: Demo, enforcing: str) -> None:
         for _, one in [*held, (reader, writer)]:
             one.close()
         async with asyncio.timeout(PATIENCE):
-            while server.gateway.held:  # noqa: ASYNC110  # likewise
+            while server.gateway.held:
                 await asyncio.sleep(0.01)
         assert (await post(server.url, enforcing, LARGE)).status == 200
 

@@ -27,7 +27,7 @@ async def test_small_requests_go_first(serving: Serving, demo: Demo, enforcing: 
         process = await _reader(server, enforcing)
         os.kill(process, signal.SIGSTOP)
         reading = asyncio.create_task(post(server.url, enforcing, LARGE))
-        while not server.gateway.readers[process]:  # noqa: ASYNC110  # nothing tells of it
+        while not server.gateway.readers[process]:
             await asyncio.sleep(0)
         assert (await post(server.url, enforcing, CHAT_WITH_USER)).status == 200
         assert (await post(server.url, enforcing, LARGE_WITHOUT_USER)).status == 422
@@ -44,7 +44,7 @@ async def test_a_reader_that_ends(serving: Serving, demo: Demo, enforcing: str) 
         os.kill(process, signal.SIGSTOP)
         sent = len(demo.app.record)
         reading = asyncio.create_task(post(server.url, enforcing, LARGE))
-        while not server.gateway.readers[process]:  # noqa: ASYNC110  # likewise
+        while not server.gateway.readers[process]:
             await asyncio.sleep(0)
         os.kill(process, signal.SIGKILL)
         failed = await reading
@@ -60,5 +60,5 @@ async def test_readers_end_with_the_gateway(serving: Serving, demo: Demo, enforc
     async with serving(demo.url) as server:
         process = await _reader(server, enforcing)
     async with asyncio.timeout(30):
-        while Path(f"/proc/{process}").exists():  # noqa: ASYNC110, ASYNC240  # nothing tells of it
+        while Path(f"/proc/{process}").exists():  # noqa: ASYNC240  # nothing tells of it
             await asyncio.sleep(0.01)

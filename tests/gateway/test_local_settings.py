@@ -34,7 +34,8 @@ def test_a_spool_without_use() -> None:
 
 
 def test_where_policyd_is_followed() -> None:
-    """It follows policyd over gRPC, so an address of HTTP is an error that says so."""
+    """A gateway that decides by itself follows policyd over gRPC, and refuses an address of HTTP
+    with an error that says so."""
     for address in ("http://policyd:8082", "https://policyd:8082"):
         with pytest.raises(SettingsError, match="--decide local follows policyd over gRPC"):
             Settings(**WHOLE, policyd=address)

@@ -104,7 +104,7 @@ async def test_a_request_that_is_not_taken(open_door: Serving, size: int) -> Non
     lost = asyncio.Event()
 
     async def serve(line: Line) -> None:
-        line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        line.writer.transport.pause_reading()  # type: ignore[attr-defined]  # It reads, too.
         await lost.wait()
 
     waits = LONG | {"send_timeout": SOON, "max_body": 10_000_000}
@@ -175,9 +175,9 @@ async def test_clients_that_stop_reading(open_door: Serving) -> None:
         for reader, writer in held:
             writer.write(request("GET", "/v1/files/x/content"))
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # It reads, too.
         async with asyncio.timeout(PATIENCE):
-            while not all(line.writer.is_closing() for line in raw.lines):  # noqa: ASYNC110
+            while not all(line.writer.is_closing() for line in raw.lines):
                 await asyncio.sleep(0.05)
         assert len(raw.lines) == many
         for _, writer in held:
@@ -303,7 +303,7 @@ async def test_an_upstream_that_is_down(
                 line.writer.write(ANSWER)
 
         async with serving_raw(serve, port=port), asyncio.timeout(PATIENCE):
-            while (await _post(server.url)).status == 502:  # noqa: ASYNC110  # it is not tried yet
+            while (await _post(server.url)).status == 502:
                 await asyncio.sleep(0.05)
             assert (await _post(server.url)).status == 200
     assert caplog.text.count("times in a row") == 1

@@ -197,7 +197,8 @@ def wait_for(gateway: Program, words: str) -> None:
 
 @pytest.mark.slow
 def test_a_gateway_starts_without_policyd(tmp_path: Path) -> None:
-    """It says at its start that policyd does not answer it and why, and later that it does."""
+    """The gateway logs when it starts that policyd does not answer and why, and later that it
+    does."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = f"127.0.0.1:{gone.getsockname()[1]}"
     gateway = Program(

@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
 from tests.support.raw_http import CHAT, Response, ask, connect, parse, request
-from tests.support.upstreams import ANSWER, Line, serving_raw
+from tests.support.upstreams import ANSWER, Line, Serve, serving_raw
 
 pytestmark = [
     IN_SESSION,
@@ -160,10 +160,10 @@ ONCE = [("POST", ()), ("PUT", ()), ("DELETE", ()), ("PATCH", ()), ("GET", (OVERR
 @pytest.mark.parametrize("serve", [_answer_one, _answer_one_and_reset], ids=["closes", "resets"])
 @pytest.mark.parametrize(("method", "headers"), ONCE, ids=[f"{m}{len(h)}" for m, h in ONCE])
 async def test_what_has_come_upstream_is_not_sent_twice(
-    open_door: Serving, serve: Callable[..., object], method: str, headers: tuple[tuple[str, str]]
+    open_door: Serving, serve: Serve, method: str, headers: tuple[tuple[str, str]]
 ) -> None:
     """An upstream that read the request may have acted on it: the client gets 502."""
-    async with serving_raw(serve) as raw, open_door(raw.url) as server:  # type: ignore[arg-type]
+    async with serving_raw(serve) as raw, open_door(raw.url) as server:
         assert (await _send(server.url, "POST", 1)).status == 200
         assert (await _send(server.url, method, 2, *headers)).status == 502
         assert raw.seen == {"1": 1, "2": 1}
@@ -323,7 +323,7 @@ async def test_the_freshest_connection_is_taken(open_door: Serving) -> None:
     async with serving_raw(serve) as raw, open_door(raw.url) as server:
         both = [asyncio.create_task(_send(server.url, "POST", number)) for number in (1, 2)]
         async with asyncio.timeout(PATIENCE):
-            while len(used) < 2:  # noqa: ASYNC110  # nothing tells of it
+            while len(used) < 2:
                 await asyncio.sleep(0.01)
         gate.set()
         await asyncio.gather(*both)

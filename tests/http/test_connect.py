@@ -78,7 +78,7 @@ REQUESTS: dict[str, tuple[str, Message]] = {
     "allowed": ("Evaluate", pb.EvaluateRequest(has_user=True)),
     "denied": ("Evaluate", pb.EvaluateRequest(has_user=False)),
     "unknown user": ("Evaluate", pb.EvaluateRequest()),
-    "unknown state": ("Evaluate", pb.EvaluateRequest(user_state=99)),  # type: ignore[arg-type]
+    "unknown state": ("Evaluate", pb.EvaluateRequest(user_state=99)),  # type: ignore[arg-type]  # It is no member.
     "raw body": ("Evaluate", pb.EvaluateRequest(raw_body=pb.RawBody(content=b'{"user":""}'))),
     "not soon": ("Evaluate", pb.EvaluateRequest(has_user=True, min_revision=10**9)),
     "odd idempotency key": ("Evaluate", pb.EvaluateRequest(has_user=True, idempotency_key="x")),
@@ -213,7 +213,8 @@ def test_a_client_of_connect(policyd: Policyd, enforcing: str) -> None:
     ],
 )
 def test_what_is_no_call(policyd: Policyd, off: str, headers: dict[str, str], status: int) -> None:
-    """Another type or a compressed message gets the status that Connect has for it."""
+    """A call with another content type, or a compressed message, gets the status that Connect has
+    for it."""
     connection = HTTPConnection(str(policyd.http), timeout=60)
     body = pb.EvaluateRequest(key=off, has_user=True).SerializeToString()
     connection.request("POST", SERVICE + "Evaluate", body, headers)
@@ -247,7 +248,7 @@ def test_methods_and_paths(policyd: Policyd) -> None:
     ],
 )
 def test_a_malformed_message(caller: Caller, kind: str, body: bytes) -> None:
-    """What is no message is an error of the caller's, and no decision."""
+    """A malformed message is an error of the caller's, and no decision."""
     told = caller.post("Evaluate", body, kind)
     assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
 
@@ -262,7 +263,8 @@ def test_a_malformed_message(caller: Caller, kind: str, body: bytes) -> None:
     ],
 )
 def test_json_of_many_values(caller: Caller, body: bytes) -> None:
-    """It would hold up other requests for seconds: it is not read, and the error says what is."""
+    """JSON of many values, which would hold up other requests for seconds, is not read, and the
+    error says what to send."""
     told = caller.post("BatchEvaluate", body, "application/json")
     assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
     assert "application/proto" in json.loads(told.body)["message"]
@@ -283,7 +285,7 @@ def test_as_many_values_as_may_be() -> None:
 
 
 def test_a_large_raw_body_in_json(caller: Caller, off: str) -> None:
-    """It is one value, so it is read."""
+    """A large raw body in JSON is one value, so it is read."""
     content = json.dumps({"user": "alice", "messages": [{"content": "[,:{" * 2**18}]}).encode()
     sent = pb.EvaluateRequest(
         key=off, method="POST", path="/v1/chat/completions", raw_body=pb.RawBody(content=content)

@@ -22,7 +22,8 @@ SCOPE: dict[str, Any] = {
 
 @pytest.mark.parametrize("size", [90_000, 200_000])
 async def test_a_body_without_room(size: int) -> None:
-    """A client that sends more than any body may have is told so, and not to try again later."""
+    """A client that sends more than any body may have learns that, and is not asked to try
+    again."""
     bodies = Bodies(MEMORY)
 
     async def receive() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is in force by a table of keys, at which moment, and the server's defaults beside it."""
+"""Which settings of a table of keys are in force at which moment, and the server's defaults."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_a_snapshot_revives_no_secret() -> None:
     ],
 )
 async def test_defaults_above_the_servers_own(applied: Settings, held: Settings) -> None:
-    """What was applied holds policy by policy; what it leaves out is as the server's own."""
+    """Applied defaults hold policy by policy; where they have none, the server's own holds."""
     told = Told()
     defaults = Defaults(told.table, TABLE.with_original(Mode.ENFORCE))
     assert defaults.policies == TABLE.with_original(Mode.ENFORCE)

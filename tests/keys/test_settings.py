@@ -49,7 +49,7 @@ def test_what_is_there_stays() -> None:
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_what_cannot_be_set(setting: tuple[str, Setting], why: str) -> None:
-    """Each is rejected with the reason."""
+    """Each impossible setting is rejected with the reason."""
     with pytest.raises(InvalidArgument, match=why):
         changed((LIMIT,), (setting,))
 

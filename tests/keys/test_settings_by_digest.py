@@ -41,7 +41,7 @@ def applied(changes: list[KeyChange], to: dict[bytes, KeySettings]) -> dict[byte
 
 @given(PARTED)
 def test_it_is_a_mapping(parted: list[list[KeyChange]]) -> None:
-    """It holds what was put in, and no copy changes with what it was copied from."""
+    """The table holds what was put in, and no copy changes with its original."""
     settings, wanted = SettingsByDigest(), dict[bytes, KeySettings]()
     copies: list[tuple[SettingsByDigest, dict[bytes, KeySettings]]] = []
     for changes in parted:

@@ -261,7 +261,7 @@ def test_no_room_for_a_new_one(file: SnapshotFile, tmp_path: Path) -> None:
     """Without room the existing snapshot stays, and no temporary file is left."""
     settings = keys(3)
     file.keep(head(), settings)
-    with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011 - whichever it is
+    with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011  # Any of them will do.
         file.keep(head(2), keys(1000))
     assert file.read(IDENTITY, PLACE, HOUR)[1] == settings
     assert {one.name for one in tmp_path.iterdir()} == {"snapshot", "snapshot.lock"}

@@ -33,6 +33,7 @@ def ask_in_vain() -> str:
 
 
 def mistakes() -> None:
+    # Each line is a mistake: mypy's strict mode reports an ignore that it does not need.
     SyncPolicyClient(UNREACHABLE).evaluate("up-test")  # type: ignore[arg-type]
     SyncPolicyClient(UNREACHABLE, on_error="ignore")  # type: ignore[arg-type]
     PolicyClient(50051)  # type: ignore[arg-type]

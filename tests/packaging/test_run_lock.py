@@ -24,14 +24,16 @@ def names(requirements: list[object]) -> set[str]:
 
 
 def test_the_same_versions() -> None:
-    """What `make run` installs is a part of what the tests run with, so one .venv holds both."""
+    """`make run` installs a part of what the tests run with, in the same versions, so one .venv
+    holds both."""
     run = pinned("requirements-run.txt")
     assert len(run) > 30
     assert run.items() <= pinned("requirements.txt").items()
 
 
 def test_what_the_demo_needs() -> None:
-    """It has all that policyd[server,gateway] needs, and none of the developers' own tools."""
+    """The lock has all that policyd[server,gateway] needs, and none of the developers' own
+    tools."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     needed = names(project["project"]["dependencies"]) | names(extras["server"] + extras["gateway"])

@@ -20,7 +20,8 @@ each = pytest.mark.parametrize("policy", TABLE.policies, ids=lambda policy: poli
 
 @each
 def test_what_it_declares(policy: Policy) -> None:
-    """Its texts are there, and its names are fit for flags, headers and command lines."""
+    """A policy declares all its texts, and names that are fit for flags, headers and command
+    lines."""
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", policy.name)
     assert re.fullmatch(r"(x-[a-z]+(-[a-z]+)*)?", policy.header)
     assert policy.title

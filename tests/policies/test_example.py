@@ -178,7 +178,7 @@ def test_it_is_simulated(copy: Copy, key: dict[str, Any]) -> None:
 
 
 def test_its_cases(copy: Copy) -> None:
-    """Its table of cases runs, and is complete, beside those of all other policies."""
+    """The example's table of cases runs, and is complete, beside those of all other policies."""
     skipped = shutil.ignore_patterns("__pycache__", "node_modules")
     shutil.copytree(ROOT / "tests", copy.folder / "tests", ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", copy.folder)

@@ -45,5 +45,5 @@ def names() -> Iterator[tuple[str, str]]:
 
 
 def test_only_its_own_file_names_a_policy() -> None:
-    """No other file does, but for the exceptions, of which each is needed."""
+    """No other file names a policy, except those listed as exceptions, each of which is needed."""
     assert sorted(names()) == sorted(ELSEWHERE)

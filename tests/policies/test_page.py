@@ -24,7 +24,7 @@ def row(policy: Policy) -> str:
 
 
 def test_the_table() -> None:
-    """Its table has a row for each policy, in their order."""
+    """The page's table has a row for each policy, in their order."""
     table = PAGE.partition("\n## The policies\n")[2].partition("\n## ")[0]
     rows = [line for line in table.splitlines() if re.match(r"\|[^-]*`", line)]
     assert rows == [row(policy) for policy in TABLE.policies]

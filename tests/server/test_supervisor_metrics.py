@@ -1,4 +1,4 @@
-"""The metrics that a supervisor tells of itself."""
+"""The metrics that a supervisor reports about itself."""
 
 from contextlib import ExitStack
 from dataclasses import replace

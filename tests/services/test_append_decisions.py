@@ -74,7 +74,8 @@ async def fails(carrying: Any, code: grpc.StatusCode, words: str) -> None:
 
 
 async def test_again(running: Running) -> None:
-    """What was appended is there once, however often it is sent; positions say how far it is."""
+    """An entry is in the log once, however often a gateway sends it; positions say how far its
+    files have been shipped."""
     entries = running.records(20)
     sent = lines([*entries, *map(outcome, entries)])
     first = await running.carrier()
@@ -122,8 +123,8 @@ async def test_what_is_not_taken(running: Running, caplog: pytest.LogCaptureFixt
 
 
 async def test_how_old_entries_may_be(running: Running, caplog: pytest.LogCaptureFixture) -> None:
-    """Those of a clock at the epoch are lost and counted. A spool that is weeks old is appended,
-    and so is what retention has yet to delete, if the database is as old."""
+    """Entries of a clock at the epoch are lost and counted. A spool that is weeks old is appended;
+    so are entries that retention has yet to delete, if the database is as old."""
     epoch = record(datetime.fromtimestamp(5, UTC), key_id=running.key)
     old = [epoch, outcome(epoch), RefusedKeyCount("a1", 1, 0, "192.0.2.1", 1, 1, 1)]
     weeks = record(NOW - timedelta(weeks=6), key_id=running.key)
@@ -146,7 +147,8 @@ async def test_how_old_entries_may_be(running: Running, caplog: pytest.LogCaptur
 
 
 async def test_a_gateway_that_was_away_for_months(running: Running) -> None:
-    """Its positions are forgotten: it appends its files anew, and each decision is there once."""
+    """policyd has forgotten the gateway's positions: it appends its files anew, and each decision
+    is there once."""
     entries = running.records(20)
     sent = lines([*entries, *map(outcome, entries)])
     carrier = await running.carrier()
@@ -190,7 +192,8 @@ async def test_the_id_of_another_keys_decision(
 
 
 async def test_numbers_and_texts_that_no_database_holds(running: Running) -> None:
-    """They are lost and counted, what comes after them is appended, and sums can be read."""
+    """Such entries are lost and counted, policyd appends what comes after them, and sums can be
+    read."""
     minute = int(NOW.timestamp()) // 60
     most = (2**53 - 1,) * 3
     bad = [RefusedKeyCount(f"{one}", one, minute, "192.0.2.1", *most) for one in range(1100)]
@@ -219,7 +222,7 @@ async def test_a_message_too_large(running: Running) -> None:
 
 
 async def test_losses(running: Running) -> None:
-    """What gateways have lost is counted with the rest, and never goes back."""
+    """Losses of gateways are counted with the rest, and their count never goes back."""
     carrier = await running.carrier()
     await carrier.ask(losses={"lost": {"a1": 3, "b2": 4}})
     await carrier.ask(losses={"lost": {"a1": 2}})
@@ -259,7 +262,7 @@ async def test_a_stream_that_does_not_resume(running: Running) -> None:
 
 
 async def test_decisions_of_another_database(running: Running) -> None:
-    """They are not taken, so that the gateway keeps them."""
+    """policyd does not take decisions of another database, so that the gateway keeps them."""
     carrier = FakeCarrier(running.channel)
     wrong = carrier.resume(database="ab" * 16)
     await fails(wrong, CODE.UNAVAILABLE, running.store.identity())

@@ -1,4 +1,4 @@
-"""CheckKey, and bodies that are not read as their request has no key in force."""
+"""CheckKey, and bodies that are not read because their request has no key in force."""
 
 import gzip
 import json

@@ -68,7 +68,8 @@ def channel(policyd: Policyd) -> Iterator[grpc.Channel]:
 def test_an_entry_becomes_an_outcome(
     policyd: Policyd, channel: grpc.Channel, allowed: Callable[[], str]
 ) -> None:
-    """Its status, times, ID and organization are logged, once policyd has answered the stream."""
+    """An entry's status, times, ID and organization are logged once policyd has answered the
+    stream."""
     decision = allowed()
     answer = AccessLogServiceStub(channel).StreamAccessLogs(
         iter([message(entry(decision))]), timeout=30
@@ -84,7 +85,7 @@ def test_an_entry_becomes_an_outcome(
 def test_a_bad_message_does_not_end_the_stream(
     policyd: Policyd, channel: grpc.Channel, allowed: Callable[[], str]
 ) -> None:
-    """What is no message, and entries that are none of a decision, are dropped; the rest counts."""
+    """Malformed messages, and entries without a decision, are dropped; the rest counts."""
     decision = allowed()
     good = message(HTTPAccessLogEntry(), entry("mine"), entry(decision)).SerializeToString()
     send: Any = channel.stream_unary(METHOD)

@@ -35,8 +35,9 @@ def put_back(part: Part) -> bool:
 
 
 async def test_a_snapshot_that_is_older_than_the_table() -> None:
-    """One that is being sent does for another follower: changes lead from it to the table's state.
-    Followers are told that the database was put back only where the table's own state is lower."""
+    """A snapshot that is being sent also serves another follower: changes lead from it to the
+    table's state. The worker reports a restored database to followers only if the table's own state
+    is lower."""
     fed = Fed()
     first = await fed.apply(5, "a", everything=True)
     sent = fed.feed.next_part(None, 0)
@@ -54,7 +55,8 @@ async def test_a_snapshot_that_is_older_than_the_table() -> None:
 
 
 async def test_put_back_while_a_snapshot_is_kept_aside() -> None:
-    """A follower that has kept aside a lower revision is told by what it has in force."""
+    """A follower that has kept aside a lower revision is judged by the revision that it has in
+    force."""
     fed = Fed()
     aside = await fed.apply(5, "a", everything=True)
     await fed.apply(6, "z", everything=True)

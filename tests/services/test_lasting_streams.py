@@ -100,7 +100,7 @@ async def end_of(stream: StreamCall) -> tuple[grpc.StatusCode, str]:
 
 @pytest.mark.slow
 async def test_many_that_say_nothing(tmp_path: Path) -> None:
-    """They push out each other, and a gateway that appends goes on meanwhile."""
+    """Silent streams push out each other, and a gateway that appends goes on meanwhile."""
     async with appended(tmp_path) as running:
         good = GoodGateway(running)
         await good.carry()
@@ -112,7 +112,7 @@ async def test_many_that_say_nothing(tmp_path: Path) -> None:
                 await good.carry()
         ended = [asyncio.create_task(end_of(one)) for one in streams]
         async with asyncio.timeout(60):
-            while sum(one.done() for one in ended) < MANY - append_decisions.MOST:  # noqa: ASYNC110  # no event
+            while sum(one.done() for one in ended) < MANY - append_decisions.MOST:
                 await asyncio.sleep(0.05)
         await good.carry()
         for stream in streams:
@@ -190,7 +190,7 @@ async def test_nothing_to_append_for_now(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 async def test_a_stream_that_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends between two requests, however busy it is."""
+    """A lasting stream ends between two requests, however busy it is."""
     monkeypatch.setattr(append_decisions, "_LIFE", 1.0)
     async with appended(tmp_path) as running:
         stream = silent(running, "AppendDecisions")
@@ -228,14 +228,14 @@ async def test_no_first_request(
 
 @pytest.mark.slow
 async def test_many_that_begin_to_follow(tmp_path: Path) -> None:
-    """They push out each other, and followers are served meanwhile."""
+    """Streams that begin to follow push out each other, and followers are served meanwhile."""
     settings = made(tmp_path)
     store = open_store(settings.database_url)
     async with watched(settings, store) as running:
         follower = await running.up_to_date()
         calls = [stub(running.channel).WatchKeys(metadata=bearer()) for _ in range(MANY)]
         async with asyncio.timeout(60):
-            while sum(one.done() for one in calls) < MANY - watch_keys._BEGINNING:  # noqa: ASYNC110  # no event
+            while sum(one.done() for one in calls) < MANY - watch_keys._BEGINNING:
                 await asyncio.sleep(0.05)
         another = await running.up_to_date()
         await follower.beaten(2)
@@ -248,7 +248,7 @@ async def test_many_that_begin_to_follow(tmp_path: Path) -> None:
 
 
 async def test_no_room_for_streams_that_cannot_end() -> None:
-    """Those whose status is not taken are counted, so that they cannot take all calls."""
+    """Streams whose status nobody takes are counted, so that they cannot take all calls."""
     streams = LastingStreams(1, "work by")
     go_on = asyncio.Event()
 
@@ -269,7 +269,7 @@ async def test_no_room_for_streams_that_cannot_end() -> None:
 
 
 async def test_one_that_works_makes_no_room() -> None:
-    """Where no stream waits for its gateway, a new one is told that there is no place."""
+    """If no stream waits for its gateway, a new stream is refused for want of a place."""
     streams = LastingStreams(2, "work by")
     go_on = asyncio.Event()
 

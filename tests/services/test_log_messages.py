@@ -1,5 +1,7 @@
 """Logged decisions as AdminService gives them."""
 
+from typing import Any
+
 import pytest
 
 from policyd.errors import InvalidArgument
@@ -54,10 +56,10 @@ def test_numbers_that_are_none() -> None:
 
 def test_further_filters() -> None:
     """ListDecisions takes the filters of the console and the command."""
-    given = {"model": "gpt-4o", "source_ip": "192.0.2.7", "http_status": 404}
+    given: dict[str, Any] = {"model": "gpt-4o", "source_ip": "192.0.2.7", "http_status": 404}
     named = given | {"user_contains": "da", "without_user": True}
-    request = admin_pb2.ListDecisionsRequest(**named)  # type: ignore[arg-type]
-    assert log_messages.log_filter(request) == LogFilter(**named)  # type: ignore[arg-type]
+    request = admin_pb2.ListDecisionsRequest(**named)
+    assert log_messages.log_filter(request) == LogFilter(**named)
     for status in (-1, 20, 600):
         with pytest.raises(InvalidArgument, match="http_status"):
             log_messages.log_filter(admin_pb2.ListDecisionsRequest(http_status=status))

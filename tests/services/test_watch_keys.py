@@ -118,7 +118,7 @@ def digests(store: Store) -> dict[bytes, str]:
 
 
 async def test_a_snapshot_and_changes(running: Running) -> None:
-    """A follower with nothing gets all keys, and then each change; it is told of defaults, too."""
+    """A follower with nothing gets all keys and the defaults, and then each change."""
     store = running.store
     for number in range(3):
         store.keys.create(f"key {number}", TABLE.with_original(Mode.AUDIT))
@@ -139,8 +139,8 @@ async def test_a_snapshot_and_changes(running: Running) -> None:
 
 
 async def test_defaults_without_a_revision(running: Running) -> None:
-    """A follower that has the settings in force is told the defaults all the same: a part of them
-    is this policyd's own, and another one told it the settings."""
+    """A follower that has the settings in force still gets the defaults: a part of them is this
+    policyd's own, and another policyd sent the settings."""
     before = await running.up_to_date()
     await before.leave()
     follower = await running.up_to_date(before)
@@ -299,7 +299,7 @@ async def test_a_start_by_the_snapshot(tmp_path: Path) -> None:
     async with serving(settings, store) as running:
         first = await running.up_to_date()
         async with asyncio.timeout(30):
-            while not settings.snapshot_file.exists():  # noqa: ASYNC110  # It is a file.
+            while not settings.snapshot_file.exists():
                 await asyncio.sleep(0.05)
         await first.leave()
     store.close()
@@ -384,7 +384,7 @@ async def test_a_malformed_first_message(running: Running, given: Any, words: st
 
 
 async def test_bytes_that_are_no_message(running: Running) -> None:
-    """They end the stream with an error, and no stack is logged."""
+    """Bytes that are no message end the stream with an error, and no stack is logged."""
     call: Any = running.channel.stream_stream("/policyd.v1.LocalDecisionService/WatchKeys")
     stream = call(metadata=bearer())
     await stream.write(b"\xff\xff\xff")
@@ -422,7 +422,7 @@ async def test_snapshots_wait_for_their_turn(
 
 
 async def test_too_many_followers(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One beyond the bound is told so; those that follow go on."""
+    """A follower beyond the bound is refused; the others go on."""
     monkeypatch.setattr(followers, "MOST", 1)
     first = await running.up_to_date()
     second = await running.follower()
@@ -450,7 +450,7 @@ async def test_a_slow_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         await call.write(pb.WatchKeysRequest(follower_id="0" * 12, has_none=True))
         other = await running.up_to_date()
         async with asyncio.timeout(30):
-            while len(running.server._followers) > 1:  # noqa: ASYNC110  # It is not told.
+            while len(running.server._followers) > 1:
                 await asyncio.sleep(0.05)
         await other.beaten(1)
         await other.leave()
@@ -526,13 +526,14 @@ async def test_followers_are_counted(running: Running) -> None:
 
 
 async def test_a_policyd_that_ends_takes_them_along(tmp_path: Path) -> None:
-    """Its followers are no longer counted, as the streams have ended."""
+    """The followers of a policyd that ends are no longer counted, because their streams have
+    ended."""
     settings = made(tmp_path)
     store = open_store(settings.database_url)
     async with serving(settings, store) as running:
         follower = await running.up_to_date()
         async with asyncio.timeout(30):
-            while len(store.workers.list()) < 2:  # noqa: ASYNC110  # It is in the database.
+            while len(store.workers.list()) < 2:
                 await asyncio.sleep(0.05)
     assert store.workers.list() == []
     await follower.leave()

@@ -80,7 +80,7 @@ def test_filters_and_pages(store: Store) -> None:
 
 
 def test_an_actor_that_would_steer_a_terminal(store: Store) -> None:
-    """What an actor is called is kept in one printable line."""
+    """An actor's name is kept in one printable line."""
     store.audit.add(Action.SIGN_IN, "console \x1b[31m\n\0" + "x" * 1000)
     (record,) = store.audit.list()
     assert record.by.isprintable()
@@ -88,7 +88,7 @@ def test_an_actor_that_would_steer_a_terminal(store: Store) -> None:
 
 
 def test_numbers_are_those_of_commits(store: Store) -> None:
-    """Of records that are written at once, each has a number of its own, and none is missing."""
+    """Records that are written at once have a number each, and no number is missing."""
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: store.audit.add(Action.SIGN_IN, str(n)), range(20)))
     found = store.audit.list()

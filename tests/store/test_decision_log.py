@@ -144,7 +144,7 @@ def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
     with closing(Store(url)) as other, ThreadPoolExecutor(2) as threads:
         for start in range(0, 300, 10):
             some = reports[start : start + 10]
-            list(threads.map(lambda one: one.log.append(some), (store, other)))  # noqa: B023
+            list(threads.map(lambda one: one.log.append(some), (store, other)))  # noqa: B023  # The threads end in this turn.
     [(_, counts)] = store.statistics.hours(START, START)
     assert counts.input_tokens == 3000
 
@@ -187,8 +187,8 @@ def test_filters(store: Store) -> None:
     plain = record(START + 2 * HOUR)
     store.log.append([plain, audited, odd, blocked])
 
-    def found(**wanted: object) -> list[Record]:
-        return store.log.page(LogFilter(**wanted))  # type: ignore[arg-type]
+    def found(**wanted: Any) -> list[Record]:
+        return store.log.page(LogFilter(**wanted))
 
     assert found(verdict=Verdict.DENIED) == [blocked]
     assert found(flag="policy_enforce_user_ids") == [blocked, audited]
@@ -336,8 +336,8 @@ def test_found_by_any_id(store: Store) -> None:
     other = denied(START + HOUR, request_id="t-1", trace_id="t-1")
     store.log.append([one, other, record(), outcome(one, openai_id="chatcmpl-1")])
 
-    def found(any_id: str, **wanted: object) -> list[str]:
-        page = store.log.page(LogFilter(any_id=any_id, **wanted))  # type: ignore[arg-type]
+    def found(any_id: str, **wanted: Any) -> list[str]:
+        page = store.log.page(LogFilter(any_id=any_id, **wanted))
         return [each.id for each in page]
 
     assert found(one.id) == found("req-1") == found("chatcmpl-1") == [one.id]

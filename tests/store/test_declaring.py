@@ -92,7 +92,8 @@ def test_what_is_not_declared_goes(store: Store) -> None:
 
 
 def test_a_dry_run_changes_nothing(store: Store) -> None:
-    """It tells the same changes, and no secret or ID of a key that it does not make."""
+    """A dry run reports the same changes, without secrets and without IDs for keys that it does not
+    create."""
     store.keys.create("other", ENFORCE)
     store.keys.create("gone")
     declared = [DeclaredKey("new"), DeclaredKey("other")]
@@ -123,11 +124,12 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
         ([DeclaredKey("")], "printable"),
         ([DeclaredKey("a", accept=("nowhere",))], "'a':"),
         ([DeclaredKey("a", accept=())], "'a':"),
-        ([DeclaredKey("a", expires_at=datetime(2030, 1, 1))], "time zone"),  # noqa: DTZ001
+        ([DeclaredKey("a", expires_at=datetime(2030, 1, 1))], "time zone"),  # noqa: DTZ001  # It lacks one.
     ],
 )
 def test_nothing_of_a_bad_declaration(store: Store, declared: list[DeclaredKey], why: str) -> None:
-    """One mistake and nothing of it is made, also where it is the last key's."""
+    """If a declaration has one mistake, none of it is applied, even if the mistake is in the last
+    key."""
     store.keys.create("taken", digest=DIGEST)
     other, _ = store.keys.create("other")
     before = (store.keys.list(), store.audit.list(), revision_of(store))
@@ -166,7 +168,8 @@ def test_a_name_that_two_keys_have(store: Store) -> None:
 
 
 async def test_a_declared_digest_takes_the_place(store: Store) -> None:
-    """What is declared holds: the secret before ends at once, and one that has ended stays so."""
+    """A declared digest holds: the previous secret ends at once, and a secret that has ended stays
+    ended."""
     key, secret = store.keys.create("app")
     table = StoredKeyTable(store.keys.changes_since)
     await table.refresh()

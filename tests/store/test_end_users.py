@@ -30,7 +30,8 @@ def test_searching(store: Store) -> None:
 
 
 def test_addresses(store: Store) -> None:
-    """What looks like an e-mail address is counted, by value and key, within the days asked for."""
+    """Values that look like e-mail addresses are counted, by value and key, within the days asked
+    for."""
     rows = [("a@example.com", "key_1")] * 3 + [("b@corp.example", "key_2")] * 2
     plain = ["ada", "@home", "a@b", "a@.c", "@example.com", "", "a b"]
     store.log.append([record(end_user=user, key_id=key) for user, key in rows])

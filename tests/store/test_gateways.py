@@ -12,7 +12,7 @@ def running(store: Store) -> dict[str, tuple[int, bool]]:
 
 
 def test_gateways_come_and_go(store: Store) -> None:
-    """One beat tells of the worker and of its gateways, and of those that have left."""
+    """One beat reports the worker, its gateways, and the gateways that have left."""
     store.keys.create("one")
     known = store.keys.changes_since(0)
     there = Gateway("0" * 12, "g-1", known.revision, known.epoch)
@@ -37,7 +37,8 @@ def test_gateways_come_and_go(store: Store) -> None:
 
 
 def test_gateways_hold_up_no_rotation(store: Store, new_database: str) -> None:
-    """What they are sent has rotation in it, so that they are no older servers."""
+    """The settings that gateways get have rotation in them, so gateways do not count as older
+    servers."""
     key, _ = store.keys.create("one")
     store.workers.beat("w", "host", 1, "", [Gateway("0" * 12, "g", 1, "")])
     store.apply([], None)

@@ -216,7 +216,7 @@ def test_query_plans(
 
 @pytest.mark.parametrize("show_revoked", [False, True])
 def test_query_plans_of_commands(new_database: str, store: Store, *, show_revoked: bool) -> None:
-    """So is a page of `policyd keys list` and of AdminService."""
+    """A page of `policyd keys list` and of AdminService is read along an index."""
     for place in (None, (START, "key_1")):
         query = list_query(place, show_revoked=show_revoked).limit(100)
         plan = plan_of(store, new_database, query)

@@ -46,7 +46,8 @@ TOKENS = ("input_tokens", "output_tokens", "cost_nano")
 
 
 def test_a_database_of_the_third_form(new_database: str) -> None:
-    """Its contents are still read, and its refused keys no longer count as blocked."""
+    """This version reads the contents of the third form, and its refused keys no longer count as
+    blocked."""
     make_file(new_database)
     engine = open_engine(new_database)
     config = Config()
@@ -146,7 +147,7 @@ def test_a_way_back_before_rotation(new_database: str) -> None:
 def test_the_version_before_rotation_beside_this_one(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
-    """Its server and its commands go on beside this version, which rotates no key before that
+    """The older server and its commands go on beside this version, which rotates no key before that
     server has ended: for it, the former secret would stay in force."""
     old = OldVersion(tmp_path / "old", BEFORE_ROTATION)
     server = start(Policyd, tmp_path, **old.serving)

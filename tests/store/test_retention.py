@@ -312,7 +312,8 @@ def test_a_kill_between_taking_a_day_out_and_dropping_it(days: tuple[str, Store]
 
 
 def test_a_day_that_was_not_made_in_time(postgresql: PostgreSQL) -> None:
-    """Its decisions are in the default partition, from which they are moved once it is made."""
+    """Decisions of such a day are in the default partition, from which they move once the day is
+    made."""
     with postgresql.database() as url, closing(open_store(url)) as store:
         store.log.append([record(midnight(20) + n * SECOND) for n in range(50)])
         engine = open_engine(url)

@@ -57,7 +57,7 @@ async def test_two_secrets_for_a_while(store: Store) -> None:
 
 
 async def test_a_secret_that_ends_at_once(store: Store) -> None:
-    """Nothing keeps a secret that a rotation ends: not a table that knew it, nor a new one."""
+    """No table keeps a secret that a rotation ends: neither one that knew it, nor a new one."""
     key, old = store.keys.create("app")
     followed = await table_of(store)
     rotated, new = store.keys.rotate(key.id, NOTHING)
@@ -140,7 +140,7 @@ async def test_an_expired_key_has_no_secret_before(store: Store) -> None:
 
 def test_a_moment_without_a_zone(store: Store) -> None:
     with pytest.raises(InvalidArgument, match="time zone"):
-        store.keys.create("app", expires_at=datetime(2030, 1, 1))  # noqa: DTZ001 - that is the point
+        store.keys.create("app", expires_at=datetime(2030, 1, 1))  # noqa: DTZ001  # That is the point.
 
 
 def test_names_are_taken_once(store: Store) -> None:
@@ -188,7 +188,7 @@ def test_finding_by_a_bad_name(store: Store, name: str) -> None:
 
 
 def test_two_administrators_make_one_name(store: Store) -> None:
-    """Of several that make a key of one name at the same time, one succeeds."""
+    """If several administrators create a key of one name at the same time, one succeeds."""
 
     def make(_: int) -> int:
         with suppress(NameTaken):
@@ -202,7 +202,8 @@ def test_two_administrators_make_one_name(store: Store) -> None:
 
 
 async def test_two_administrators_rotate_at_once(store: Store) -> None:
-    """Of rotations at the same time each gives a secret, and the last two of them are in force."""
+    """Each of several rotations at the same time gives a secret, and the last two secrets are in
+    force."""
     key, old = store.keys.create("app")
     with ThreadPoolExecutor(4) as threads:
         secrets = list(threads.map(lambda _: store.keys.rotate(key.id, DAY)[1], range(4)))

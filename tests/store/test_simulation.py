@@ -123,7 +123,7 @@ def test_of_a_policy_that_is_not_known(store: Store) -> None:
 
 
 def test_examples(store: Store) -> None:
-    """They are the newest, whatever kind each is of."""
+    """The examples are the newest requests, whatever kind each is of."""
     made: list[Record] = [
         record(START + timedelta(seconds=n), token_limit=1000 + n % 3, **READ) for n in range(30)
     ]

@@ -51,7 +51,7 @@ def test_every_kind_has_a_fix(kind: int, tmp_path: Path) -> None:
 
 
 def test_locked(file: Path) -> None:
-    """Another program that holds the lock is told of, with how to find it."""
+    """The error names the lock that another program holds, and how to find that program."""
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     told = error_of(file)
@@ -74,7 +74,7 @@ def test_full(file: Path) -> None:
 
 
 def test_cannot_be_opened(tmp_path: Path) -> None:
-    """A folder in its place, and a folder that is missing, are told apart."""
+    """The errors distinguish a folder in the file's place from a missing folder."""
     (tmp_path / "folder.db").mkdir()
     assert "it is a folder" in error_of(tmp_path / "folder.db")
     assert f"there is no folder {tmp_path / 'no'}" in error_of(tmp_path / "no" / "policyd.db")
@@ -88,6 +88,6 @@ def test_damaged(file: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
 def test_read_only(file: Path) -> None:
-    """A file that this user may not write to is told of, with the user."""
+    """The error names the user who may not write to the file."""
     file.chmod(0o400)
     assert f"writable for the user {os.geteuid()}" in error_of(file)

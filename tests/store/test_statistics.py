@@ -57,7 +57,7 @@ def _told(counts: Counts) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("key_id", ["", "key_2"])
 def test_counts_of_what_is_listed(store: Store, key_id: str) -> None:
-    """What is counted of hours, keys, models and users is what filters list."""
+    """The counts of hours, keys, models and users are those of what the filters list."""
     fill(store, 400, step=timedelta(minutes=3))
     since, until = START + 2 * HOUR, START + 17 * HOUR
     last = until - timedelta(seconds=1)
@@ -115,7 +115,7 @@ def test_marks(microseconds: int) -> None:
 
 
 def test_no_latencies() -> None:
-    """Of no requests there is no percentile."""
+    """Without requests there is no percentile."""
     assert Latencies().percentile(0.5) is None
     assert Latencies().longer(0) == 0
 

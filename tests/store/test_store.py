@@ -307,7 +307,7 @@ def test_a_newer_database(store: Store, url: str) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """What cannot be opened, or is no database, is named as the cause, without a password."""
+    """The error names a database that cannot be opened, or is none, without a password."""
     with pytest.raises(StoreUnavailable, match="unable to open"):
         Store(f"sqlite:///{tmp_path}/no/such/folder.db").migrate()
     (tmp_path / "text.db").write_text("not a database " * 100)
@@ -332,7 +332,7 @@ def test_the_administrator(store: Store) -> None:
 
 
 def test_two_first_passwords(store: Store) -> None:
-    """Of several passwords that are set by one link, one counts."""
+    """If several passwords are set by one link, one counts."""
     epoch = store.administrator.get().epoch
     with ThreadPoolExecutor(8) as pool:
         hashes = [f"hash {number}" for number in range(8)]

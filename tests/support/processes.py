@@ -178,8 +178,8 @@ class Policyd(Program):
         """A new API key, in force. `mode` and `override` are those of the original policy."""
         wanted = admin_pb2.ApiKey(
             name=f"test {secrets.token_hex(4)}",
-            enforce_user_ids=f"ENFORCE_MODE_{mode.upper()}" if mode else None,  # type: ignore[arg-type]
-            override_policy=f"OVERRIDE_POLICY_{override.upper()}" if override else None,  # type: ignore[arg-type]
+            enforce_user_ids=f"ENFORCE_MODE_{mode.upper()}" if mode else None,  # type: ignore[arg-type]  # None sets nothing.
+            override_policy=f"OVERRIDE_POLICY_{override.upper()}" if override else None,  # type: ignore[arg-type]  # None sets nothing.
             accept=accept.split(",") if accept else (),
             policies={
                 name: admin_pb2.PolicySetting(

@@ -123,7 +123,7 @@ async def serving_demo(**options: object) -> AsyncIterator[Demo]:
     config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has nothing to wait for
+    while not server.started:
         await asyncio.sleep(0.001)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:

@@ -63,12 +63,12 @@ class Recorder(PolicyServicer):
     def _keep(self, entries: Sequence[object]) -> None:
         self.decisions += [entry for entry in entries if isinstance(entry, Record)]
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         if self.evaluating is not None:
             await context.abort(self.evaluating, "as the test wants it")
         return await super().Evaluate(request, context)
 
-    async def ReportOutcome(  # noqa: N802
+    async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
     ) -> pb.ReportOutcomeResponse:
         self.calls += 1

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -66,7 +67,7 @@ class Raw:
 
 
 @asynccontextmanager
-async def serving_raw(serve: Serve, **options: object) -> AsyncIterator[Raw]:
+async def serving_raw(serve: Serve, **options: Any) -> AsyncIterator[Raw]:
     """Run an upstream that handles each of its connections by `serve`, and then closes it."""
     raw = Raw()
     tasks: set[asyncio.Task[None]] = set()
@@ -82,7 +83,7 @@ async def serving_raw(serve: Serve, **options: object) -> AsyncIterator[Raw]:
         writer.close()
         tasks.discard(task)
 
-    server = await asyncio.start_server(run, "127.0.0.1", **{"port": 0} | options)  # type: ignore[arg-type]
+    server = await asyncio.start_server(run, "127.0.0.1", **{"port": 0} | options)
     scheme = "https" if "ssl" in options else "http"
     raw.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

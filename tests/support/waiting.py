@@ -11,7 +11,7 @@ PATIENCE = 60
 async def until(holds: Callable[..., object]) -> None:
     """Wait until other tasks, or other processes, have made this true."""
     async with asyncio.timeout(PATIENCE):
-        while not holds():  # noqa: ASYNC110  # They set no event here.
+        while not holds():  # They set no event here.
             await asyncio.sleep(0.005)
 
 

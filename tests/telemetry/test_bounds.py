@@ -8,7 +8,7 @@ from policyd.telemetry.bounds import MODELS, OTHER, Names
 
 
 def test_ten_thousand_models() -> None:
-    """The first names are told apart, and all further ones are one."""
+    """The first names each have a label of their own, and all further names share one."""
     names = Names(MODELS)
     found = {names.bounded(f"model-{number}") for number in range(10_000)}
     assert len(found) == MODELS + 1
@@ -21,7 +21,7 @@ def test_ten_thousand_models() -> None:
     ["", "a b", "a\nb", 'a"b', "x" * 65, "sk-ä", "{}", "up-" + "a1B2" * 12, "sk-" + "a" * 40],
 )
 def test_what_is_no_name(name: str) -> None:
-    """What does not look like a model's name is never a label."""
+    """A text that does not look like a model's name is never a label."""
     assert Names(MODELS).bounded(name) == OTHER
 
 
@@ -35,5 +35,5 @@ def test_a_model_counts_by_its_name_in_the_list_of_prices() -> None:
     ("number", "label"), [(0, "none"), (200, "200"), (599, "599"), (600, "other"), (99, "other")]
 )
 def test_statuses(number: int, label: str) -> None:
-    """Statuses that HTTP knows are told apart."""
+    """Each status that HTTP knows has a label of its own."""
     assert bounds.status(number) == label

@@ -65,7 +65,7 @@ def test_all_processes_together(folder: Path, child: "subprocess.Popen[bytes]") 
 
 
 def test_a_process_that_was_killed(folder: Path, child: "subprocess.Popen[bytes]") -> None:
-    """It leaves its counts, and takes its gauges with it; its files are merged."""
+    """A killed process leaves its counts and takes its gauges with it; its files are merged."""
     exposition = Exposition(folder, nothing)
     write(folder, os.getpid(), "counter", COUNTER, 1)
     write(folder, child.pid, "counter", COUNTER, 2)
@@ -108,7 +108,8 @@ def test_what_is_read_at_each_scrape(folder: Path) -> None:
 
 
 def test_the_folder() -> None:
-    """It is its owner's alone, is told to children by the environment, and is removed."""
+    """Only its owner can read the folder, the environment names it to children, and it is
+    removed."""
     with metrics_folder() as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(folder)
@@ -139,7 +140,7 @@ def test_the_folder_of_a_server_that_was_killed() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_the_folder_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What another user made there is left alone, and holds up no start."""
+    """A folder that another user made there is left alone, and holds up no start."""
     from policyd.telemetry import folder
 
     monkeypatch.setattr(folder, "_IN_MEMORY", tmp_path)
@@ -153,7 +154,8 @@ def test_the_folder_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("what", ["pipe", "device", "link"])
 def test_folders_that_others_have_made(what: str, tmp_path: Path) -> None:
-    """Nothing that stands where folders are made is waited for, read without end, or followed."""
+    """The server neither waits for what stands where folders are made, nor reads it without end,
+    nor follows it."""
     theirs, precious = tmp_path / "policyd-metrics-theirs", tmp_path / "precious"
     precious.mkdir()
     (precious / "lock").write_text("locked")

@@ -128,7 +128,7 @@ FORGED = "2026-01-01 00:00:00,000 ERROR policyd: forged"
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x85", "\u2028", "\x1b[2K\x1b[G"])
 def test_no_forged_line(log: logging.Logger, form: str, end: str) -> None:
-    """What a line or a traceback quotes begins no line, and steers no terminal."""
+    """A text that a line or a traceback quotes begins no line, and steers no terminal."""
     written = lines(log, form)
     log.error("it says %s", f"a{end}{FORGED}")
     try:
@@ -273,7 +273,7 @@ def test_access_lines_of_hostile_clients(caplog: pytest.LogCaptureFixture, form:
 
 
 def test_half_a_surrogate_pair() -> None:
-    """It stands in no line as it is: no file could hold it."""
+    """A plain text replaces half a surrogate pair, which no file could hold."""
     assert plain("/\udcff") == "/?"
 
 

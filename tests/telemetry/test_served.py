@@ -71,8 +71,8 @@ def test_no_secret_no_user_no_path(measured: Measured) -> None:
 
 
 def test_each_request_counts_once(measured: Measured) -> None:
-    """Of all workers together, a request is one at the gateway and one decision at policyd, with
-    its verdict and reason."""
+    """Over all workers, a request counts once at the gateway and once as a decision at policyd,
+    with its verdict and reason."""
     denied = {"verdict": "denied", "reason": "policy_enforce_user_ids"}
 
     def counts() -> tuple[float, ...]:
@@ -147,7 +147,8 @@ def test_tokens_and_cost(measured: Measured) -> None:
 
 
 def test_tokens_of_local_decisions(measured: Measured) -> None:
-    """They count at policyd as it prices them, as those of all other gateways do."""
+    """Tokens of local decisions count at policyd, which prices them, like those of all other
+    gateways."""
     policyd, local = measured.policyd, measured.local
 
     def counts() -> tuple[float, ...]:
@@ -188,7 +189,7 @@ def test_hostile_names(measured: Measured) -> None:
 
 
 def test_gauges(measured: Measured) -> None:
-    """They tell how the servers are."""
+    """Gauges show the state of the servers."""
     policyd = measured.policyd
     assert total(policyd, "policyd_workers") == 2
     assert total(policyd, "policyd_database_up") == 1
@@ -220,7 +221,7 @@ def test_streams(measured: Measured) -> None:
 
 @pytest.mark.parametrize("which", _COUNTED)
 def test_a_worker_is_killed(measured: Measured, which: str) -> None:
-    """What it has counted stays, its gauges go, and the count of workers tells of it."""
+    """The counts of a killed worker stay, its gauges go, and there is one worker less."""
     program: Program = getattr(measured, which)
     name, workers = _COUNTED[which]
     measured.load()

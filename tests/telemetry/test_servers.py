@@ -196,7 +196,8 @@ async def test_one_trace_id(watched: Watched) -> None:
 
 
 async def test_a_clients_own_trace_id(watched: Watched) -> None:
-    """It stays that of the decision log, and the spans name it, so that they are found by it."""
+    """The client's trace ID stays that of the decision log, and the spans name it, so that they are
+    found by it."""
     await watched.ask(5, x_usagepanda_trace_id="my-trace-5")
     server = next(span for span in watched.spans(5, 7) if span.kind == "SERVER")
     assert server.attributes["policyd.trace_id"] == "my-trace-5"
@@ -217,7 +218,7 @@ async def test_the_parent_samples(watched: Watched) -> None:
 
 
 async def test_a_malformed_traceparent(watched: Watched) -> None:
-    """It begins a new trace, which goes on to policyd and upstream in its place."""
+    """A malformed traceparent is replaced by a new trace, which goes on to policyd and upstream."""
     watched.upstream.forget()
     await watched.ask(8, traceparent="00-zz", tracestate="vendor=1")
     [came] = watched.upstream.received
@@ -281,7 +282,7 @@ async def test_the_http_check(watched: Watched) -> None:
 
 
 async def test_callers_without_the_token(watched: Watched) -> None:
-    """What they send in its place is in no line and in no span."""
+    """A wrong token that callers send is in no line and in no span."""
     url = f"http://{watched.policyd.http}/v1/check{CHAT}"
     headers = {"x-usagepanda-api-key": watched.key, "x-policyd-token": WRONG}
     async with (

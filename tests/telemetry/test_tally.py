@@ -51,7 +51,8 @@ def test_counts() -> None:
 
 
 def test_counts_are_bounded() -> None:
-    """Of 10,000 combinations of labels, so many have a series, and the rest share one."""
+    """A bounded number of 10,000 combinations of labels have series of their own, and the rest
+    share one."""
     registry = CollectorRegistry()
     counts = Counts(Counter("seen_total", "Seen.", ("x", "y"), registry=registry).labels, 20)
     for number in range(10_000):

@@ -49,7 +49,7 @@ class Kept:
     ],
 )
 def test_a_traceparent_is_read(value: str, is_sampled: bool) -> None:
-    """By the W3C's recommendation, later versions of it included."""
+    """A traceparent is read as W3C recommends, later versions included."""
     assert read_traceparent([value]) == TraceContext(int(TRACE, 16), int(SPAN, 16), is_sampled)
 
 
@@ -72,12 +72,12 @@ def test_a_traceparent_is_read(value: str, is_sampled: bool) -> None:
     ids=lambda values: ascii(values)[:30],
 )
 def test_a_malformed_traceparent_is_none(values: list[str]) -> None:
-    """What is malformed, or there twice, begins no trace of a client's."""
+    """A malformed or repeated traceparent does not continue a client's trace."""
     assert read_traceparent(values) is None
 
 
 def test_a_traceparent_is_written() -> None:
-    """What is passed on is read as it was meant."""
+    """A traceparent that is passed on is read with the same meaning."""
     place = TraceContext(new_trace_id(), 5, True)
     assert read_traceparent([place.header]) == place
     assert place.header.split("-")[1] == place.trace
@@ -96,7 +96,7 @@ def test_the_parent_decides() -> None:
 
 
 def test_a_share_is_sampled() -> None:
-    """Of traces that begin here a share is sampled, by the trace's ID alone."""
+    """A share of the traces that begin here is sampled, by the trace's ID alone."""
     counts = dict.fromkeys((0.0, 0.01, 0.5, 1.0), 0)
     for _ in range(20_000):
         trace = new_trace_id()
@@ -138,7 +138,7 @@ def test_spans() -> None:
 
 
 def test_an_exception_is_an_error_by_its_kind() -> None:
-    """Its text, which may hold anything, is in no span."""
+    """A span has the kind of an exception, and never its text, which may hold anything."""
     kept = Kept()
 
     def fail() -> None:
@@ -153,7 +153,7 @@ def test_an_exception_is_an_error_by_its_kind() -> None:
 
 
 def test_end_users_are_hashed() -> None:
-    """By a key, the same one to the same hash; without a key, spans tell of none."""
+    """The same key gives a user the same hash; without a key, spans name no user."""
     keyed, other = Tracer(Kept(), 1, "k" * 16), Tracer(Kept(), 1, "l" * 16)
     assert keyed.user("alice") == keyed.user("alice") != keyed.user("bob")
     assert keyed.user("alice") != other.user("alice")
@@ -174,7 +174,7 @@ def test_end_users_are_hashed() -> None:
     ],
 )
 def test_settings_that_do_not_fit(url: str, key: str) -> None:
-    """Each is refused, and no secret is repeated."""
+    """Unusable settings are refused, and the error repeats no secret."""
     with pytest.raises(SettingsError):
         check_traces(url, key)
 
@@ -251,7 +251,7 @@ def test_a_collector_that_hangs(
 
 
 def test_a_collector_that_refuses() -> None:
-    """What it does not take is lost and counted, and later spans are sent."""
+    """Spans that the collector does not take are lost and counted, and later spans are sent."""
     with Collector() as collector:
         collector.status = 400
         sender = span_sender.span_sender("policyd", collector.url)

@@ -88,7 +88,8 @@ def test_gateway(
     gateways: dict[str, Gateway],
     upstream: Upstream,
 ) -> None:
-    """It answers a denied request byte for byte, and forwards an allowed one."""
+    """A gateway that decides by itself answers a denied request byte for byte, and forwards an
+    allowed one."""
 
     def check(vector: Vector) -> None:
         default = vector.server_default

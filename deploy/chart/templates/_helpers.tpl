@@ -35,7 +35,7 @@ app.kubernetes.io/managed-by: {{ $top.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* Helm fails at values with which a server would not start, and tells what to give. */}}
+{{/* Helm fails at values with which a server would not start, and says what to set. */}}
 {{- define "policyd.check" -}}
 {{- $ := . -}}
 {{- if not (or .Values.tls.existingSecret .Values.insecure) -}}
@@ -121,7 +121,7 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
-# Secrets and volumes are readable to this group.
+# This group can read secrets and volumes.
 fsGroup: 65532
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
@@ -138,7 +138,7 @@ capabilities: {drop: [ALL]}
 - name: {{ .name }}
   secret:
     secretName: {{ .secret }}
-    # For this group only: policyd takes no token that others may read.
+    # For this group only: policyd refuses a token that others may read.
     defaultMode: 0440
     {{- with .items }}
     items:

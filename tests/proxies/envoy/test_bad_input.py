@@ -201,7 +201,8 @@ def test_unclear_overrides(
 
 
 def test_clear_overrides(flavour: tuple[str, Envoy], enforcing: str, off: str) -> None:
-    """One header is followed, and so are two equal ones where Envoy tells that they are two."""
+    """One override header is followed, and so are two equal ones if Envoy shows that they are
+    two."""
     name, proxy = flavour
     assert ask(proxy, enforcing, CHAT, JSON, (OVERRIDE, "False")).status == 200
     assert ask(proxy, off, CHAT, JSON, (OVERRIDE, "TRUE")).status == 422

@@ -61,8 +61,8 @@ def test_a_denial_to_the_byte(proxy: Envoy, upstream: Upstream, enforcing: str) 
 def test_an_allowed_request(
     policyd: Policyd, proxy: Envoy, upstream: Upstream, enforcing: str
 ) -> None:
-    """It goes upstream by its canonical path and without policyd's own headers, and policyd's log
-    has the client's address and the outcome."""
+    """An allowed request goes upstream by its canonical path and without policyd's own headers, and
+    policyd's log has the client's address and the outcome."""
     before = len(proxy.log)
     answer = ask(
         *(proxy, enforcing, CHAT_WITH_USER, JSON),

@@ -48,7 +48,7 @@ def test_a_denial_has_none(
 def test_a_client_that_leaves(
     policyd: Policyd, envoy: Envoy, upstream: Upstream, enforcing: str
 ) -> None:
-    """A client that leaves during a stream is told from an answer that has come whole."""
+    """The log distinguishes a stream that its client left from one that ended whole."""
     before = len(envoy.log)
     upstream.hold()
     leaving = http.client.HTTPConnection(urlsplit(envoy.url).netloc, timeout=60)
