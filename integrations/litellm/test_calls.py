@@ -46,7 +46,7 @@ def inside(script: str, *arguments: str) -> Any:
     requirements.file(VENV / "python", "make interop installs it")
     env = environment({"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(FOLDER)})
     command = [VENV / "python", "-c", script, *arguments]
-    done = subprocess.run(  # noqa: S603  # a test's own script
+    done = subprocess.run(  # noqa: S603  # It runs a script of this test.
         command, capture_output=True, env=env, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr.decode()

@@ -132,8 +132,8 @@ class _Http(HttpToolsProtocol):
         self._unread = None
         self._is_body, self._begun = True, False
         # ASGI's scope has no fragment, which a proxy before us may have read as part of the path.
-        self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
-        self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]  # nor this
+        self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]  # It is ours.
+        self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]  # It is ours.
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             cycle: Any = self.cycle
