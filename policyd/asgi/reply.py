@@ -111,7 +111,7 @@ class Reply:
         return b"\r\n".join([b"HTTP/1.1 %d " % self._status, *lines, b"", self._body])
 
     def _last_headers(self) -> list[tuple[bytes, bytes]]:
-        seconds = random.randint(1, self._retry_after) if self._retry_after else 0  # noqa: S311  # no secret
+        seconds = random.randint(1, self._retry_after) if self._retry_after else 0  # noqa: S311  # It keeps no secret.
         again = [(_RETRY_AFTER, b"%d" % seconds)] if seconds else []
         date = (_DATE, _date(int(time.time())))
         length = (CONTENT_LENGTH, b"%d" % len(self._body))

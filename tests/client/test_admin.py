@@ -105,11 +105,11 @@ CAUSES = {
     ),
     "unreachable": (
         f"{ALL}Failed to connect to remote host: Network is unreachable",
-        "no way leads there: check --server, and the network between",
+        "no route leads there: check --server, and the network between",
     ),
     "No route": (
         f"{ALL}Failed to connect to remote host: getsockopt(SO_ERROR): No route to host",
-        "no way leads there: check --server, and the network between",
+        "no route leads there: check --server, and the network between",
     ),
 }
 

@@ -22,16 +22,20 @@ FILES = [
 
 
 def bare(file: Path) -> Iterator[int]:
-    """The lines with a mark that gives no reason, in itself or in a comment in the line above."""
+    """The lines with a mark that gives no reason, in itself or in a comment in the line above. Such
+    a comment holds for marks in several lines on end.
+    """
     text = file.read_text()
     if not MARK.search(text):
         return
-    above = ["", *text.splitlines()]
+    lines = text.splitlines()
+    told = -1
     for token in tokenize.generate_tokens(StringIO(text).readline):
         if token.type == tokenize.COMMENT and MARK.match(token.string):
             line = token.start[0]
-            is_told = WITH_REASON.match(token.string) is not None
-            if not (is_told or above[line - 1].lstrip().startswith("# ")):
+            if told == line - 1 or lines[line - 2].lstrip().startswith("# "):
+                told = line
+            elif not WITH_REASON.match(token.string):
                 yield line
 
 
