@@ -83,12 +83,10 @@ def token(policyd: Policyd) -> str:
 @pytest.fixture(scope="module")
 def gateway(policyd: Policyd) -> Iterator[Gateway]:
     """A gateway that asks policyd, before an upstream that answers."""
-    background = Background()
-    with Upstream(background) as upstream:
+    with Background() as background, Upstream(background) as upstream:
         gateway = Gateway(policyd.grpc, upstream.url)
         yield gateway
         assert gateway.stop() == 0, gateway.errors
-    background.close()
 
 
 @pytest.fixture(scope="module")
