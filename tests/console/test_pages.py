@@ -24,36 +24,24 @@ from policyd.engine.states import Ignored, Mode, Override, Source, UserState
 from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from policyd.store.workers import Gateway
-from tests.support.consoles import Console, Visitor, prepare, running, settings
+from tests.support.consoles import (
+    HOSTILE,
+    SHOWN,
+    Console,
+    Visitor,
+    models_shown,
+    named,
+    prepare,
+    running,
+    settings,
+    settings_form,
+)
 from tests.support.postgresql import PostgreSQL
-from tests.support.records import decision_id, denied, outcome, record
+from tests.support.records import decision_id, denied, outcome, record, utc_now
 
 ORIGINAL = TABLE.original
 FLAG_SETS = (ORIGINAL.flag, INVALID_OVERRIDE, f"{ORIGINAL.flag},{INVALID_OVERRIDE}")
 SOURCES = ("192.0.2.1", "others", "")
-HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
-SHOWN = (
-    "&lt;script&gt;alert(1)&lt;/script&gt;"
-    '<span class="hidden-character">\u2039U+202E\u203a\u2039U+001B\u203a</span>[31m'
-    '<span class="hidden-character">\u2039U+0007\u203a\u2039U+2028\u203a</span>&#34;&#39;&amp;'
-)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _form(page_key: str, etag: str, **changes: object) -> dict[str, object]:
-    """A form of a key's settings. `mode`, `value` and `override` are those of ORIGINAL."""
-    usual = {"name": page_key, "mode": "enforce", "override": "any", "accept": "user"}
-    return _named(usual | {"etag": etag} | changes)
-
-
-def _named(form: dict[str, object]) -> dict[str, object]:
-    parts = ("mode", "value", "override")
-    return {
-        f"{name}.{ORIGINAL.name}" if name in parts else name: value for name, value in form.items()
-    }
 
 
 def _set(key: ApiKey) -> Setting:
@@ -69,7 +57,7 @@ async def test_no_keys_yet(admin: Visitor) -> None:
 
 async def test_a_new_key(console: Console, admin: Visitor) -> None:
     """A new key is shown once, with snippets for this instance's gateway."""
-    made = await admin.post("/keys", _named({"name": "Support chat", "mode": "enforce"}))
+    made = await admin.post("/keys", named({"name": "Support chat", "mode": "enforce"}))
     assert made.status == 201
     secret = made.text.partition('<code id="key">')[2][:51]
     assert secret.startswith("up-")
@@ -98,7 +86,7 @@ async def test_a_key_that_cannot_be_made(
     console: Console, admin: Visitor, form: dict[str, object]
 ) -> None:
     """The form shows what is wrong, and keeps what the administrator typed."""
-    answer = await admin.post("/keys", _named(form))
+    answer = await admin.post("/keys", named(form))
     assert answer.status == 422
     assert 'role="alert"' in answer.text
     assert f'value="{form.get("name", "")}"' in answer.text
@@ -198,7 +186,7 @@ async def test_settings(console: Console, admin: Visitor) -> None:
     assert _set(changed) == Setting(Mode.AUDIT, "", Override.LOCKED)
     assert changed.accept == ("user", "safety_identifier")
     assert f"In force from revision {changed.revision} on: no worker is running now" in saved.text
-    back = _form("chat", str(changed.revision), mode="")
+    back = settings_form("chat", str(changed.revision), mode="")
     await admin.post(f"/keys/{key.id}", back)
     assert _set(console.store.keys.get(key.id)).mode is None
 
@@ -248,7 +236,7 @@ async def test_settings_that_cannot_be(
 ) -> None:
     """The form shows what is wrong, and keeps everything else that was typed."""
     key, _ = console.store.keys.create("app")
-    form = _form("typed name", str(key.revision)) | _named(changes)
+    form = settings_form("typed name", str(key.revision)) | named(changes)
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 422
     assert told in answer.text
@@ -263,7 +251,7 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     console.store.keys.update(
         key.id, {"name": "theirs", "policies": TABLE.with_original(Mode.AUDIT)}
     )
-    mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
+    mine = settings_form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
     assert "This key was changed after you opened this page" in answer.text
@@ -283,9 +271,9 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     theirs = console.store.keys.update(
         key.id, {"policies": TABLE.with_original(None, Override.LOCKED)}
     )
-    mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
+    mistake = await admin.post(f"/keys/{key.id}", settings_form(" ", page.field("etag")))
     assert mistake.status == 422
-    corrected = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
+    corrected = await admin.post(f"/keys/{key.id}", settings_form("mine", mistake.field("etag")))
     assert corrected.status == 409
     assert "This key was changed after you opened this page" in corrected.text
     assert console.store.keys.get(key.id) == theirs
@@ -294,7 +282,7 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
 async def test_a_form_without_an_etag(console: Console, admin: Visitor) -> None:
     """A form without an etag overwrites and revokes nothing."""
     key, _ = console.store.keys.create("app")
-    form = _form("mine", "")
+    form = settings_form("mine", "")
     for path in (f"/keys/{key.id}", f"/keys/{key.id}/revoke"):
         assert (await admin.post(path, form)).status == 409
     assert console.store.keys.get(key.id) == key
@@ -304,7 +292,7 @@ async def test_a_key_revoked_meanwhile(console: Console, admin: Visitor) -> None
     """The administrator learns that the key was revoked meanwhile, and nothing is saved."""
     key, _ = console.store.keys.create("app")
     revoked = console.store.keys.revoke(key.id)
-    form = _form("mine", str(revoked.revision))
+    form = settings_form("mine", str(revoked.revision))
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 409
     assert "was revoked after you opened" in answer.text
@@ -341,13 +329,13 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     assert "No end users in this time" in (await admin.get("/users")).text
     path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
-    console.store.log.append([record(_now())])
+    console.store.log.append([record(utc_now())])
     assert (await admin.get(path)).headers["HX-Refresh"] == "true"
 
 
 async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
     """A blocked request is flagged, with a tooltip that explains in plain words why."""
-    console.store.log.append([denied(_now()), record(_now())])
+    console.store.log.append([denied(utc_now()), record(utc_now())])
     text = (await admin.get("/logs")).text
     assert text.count('class="flag blocked"') == 1
     assert "This request carried no user. It was blocked" in text
@@ -367,20 +355,13 @@ async def test_what_flags_say(
     console: Console, admin: Visitor, made: dict[str, object], words: str
 ) -> None:
     """Each flag explains what it means for its request."""
-    console.store.log.append([denied(_now(), **made)])
+    console.store.log.append([denied(utc_now(), **made)])
     assert words in (await admin.get("/logs")).text
-
-
-async def _shown(admin: Visitor, query: str) -> set[str]:
-    """The models of the decisions that a page of the log shows, which identify them."""
-    answer = await admin.get(f"/logs?{query}")
-    assert answer.status == 200
-    return {f"m{n}" for n in range(9) if f"<bdi>m{n}</bdi>" in answer.text}
 
 
 async def test_filters(console: Console, admin: Visitor) -> None:
     """Each filter narrows the log down, and several do so together."""
-    at = _now() - timedelta(hours=1)
+    at = utc_now() - timedelta(hours=1)
     later = at + timedelta(minutes=30)
     key, _ = console.store.keys.create("app")
     console.store.log.append(
@@ -393,21 +374,21 @@ async def test_filters(console: Console, admin: Visitor) -> None:
     )
     between = quote((at + timedelta(minutes=10)).strftime("%Y-%m-%dT%H:%M:%S"))
     everything = {"m0", "m1", "m2", "m3"}
-    assert await _shown(admin, "") == everything
-    assert await _shown(admin, f"key={key.id}") == {"m1"}
-    assert await _shown(admin, "decision=denied") == {"m1"}
-    assert await _shown(admin, "decision=would_deny") == {"m2"}
-    assert await _shown(admin, "decision=allowed") == {"m0", "m3"}
-    assert await _shown(admin, "flag=policy_enforce_user_ids") == {"m1", "m2"}
-    assert await _shown(admin, "flag=invalid_override") == {"m3"}
-    assert await _shown(admin, "operation=embedding") == {"m1"}
-    assert await _shown(admin, "user=ada+%26+bob") == {"m0"}
-    assert await _shown(admin, "trace=t-1") == {"m0", "m2"}
-    assert await _shown(admin, f"since={between}") == {"m3"}
-    assert await _shown(admin, f"until={between}") == everything - {"m3"}
-    assert await _shown(admin, f"until={between}Z&decision=denied&key={key.id}") == {"m1"}
-    assert await _shown(admin, "trace=t-1&decision=denied") == set()
-    assert await _shown(admin, "key=&decision=&user=+") == everything
+    assert await models_shown(admin, "") == everything
+    assert await models_shown(admin, f"key={key.id}") == {"m1"}
+    assert await models_shown(admin, "decision=denied") == {"m1"}
+    assert await models_shown(admin, "decision=would_deny") == {"m2"}
+    assert await models_shown(admin, "decision=allowed") == {"m0", "m3"}
+    assert await models_shown(admin, "flag=policy_enforce_user_ids") == {"m1", "m2"}
+    assert await models_shown(admin, "flag=invalid_override") == {"m3"}
+    assert await models_shown(admin, "operation=embedding") == {"m1"}
+    assert await models_shown(admin, "user=ada+%26+bob") == {"m0"}
+    assert await models_shown(admin, "trace=t-1") == {"m0", "m2"}
+    assert await models_shown(admin, f"since={between}") == {"m3"}
+    assert await models_shown(admin, f"until={between}") == everything - {"m3"}
+    assert await models_shown(admin, f"until={between}Z&decision=denied&key={key.id}") == {"m1"}
+    assert await models_shown(admin, "trace=t-1&decision=denied") == set()
+    assert await models_shown(admin, "key=&decision=&user=+") == everything
 
 
 @pytest.mark.slow
@@ -431,7 +412,7 @@ async def test_filters(console: Console, admin: Visitor) -> None:
 )
 async def test_filters_with_nonsense(console: Console, admin: Visitor, query: str) -> None:
     """A malformed filter gets a message beside its value, and shows no decision."""
-    console.store.log.append([record(_now(), model="found-it")])
+    console.store.log.append([record(utc_now(), model="found-it")])
     for path in ("/logs", "/logs/export.csv"):
         answer = await admin.get(f"{path}?{query}")
         assert answer.status == 400
@@ -442,7 +423,7 @@ async def test_filters_with_nonsense(console: Console, admin: Visitor, query: st
 
 async def test_pages_of_the_log(console: Console, admin: Visitor) -> None:
     """The log shows the newest first, page by page, and keeps the filters until it ends."""
-    at = _now() - timedelta(hours=1)
+    at = utc_now() - timedelta(hours=1)
     made = [record(at + timedelta(seconds=n), model=f"n{n}") for n in range(120)]
     console.store.log.append(made)
     path, seen = "/logs?user=ada", []
@@ -458,12 +439,12 @@ async def test_pages_of_the_log(console: Console, admin: Visitor) -> None:
 
 async def test_live_rows(console: Console, admin: Visitor) -> None:
     """The first page asks for its rows again, and gets them where one is new."""
-    first = record(_now(), model="m1")
+    first = record(utc_now(), model="m1")
     console.store.log.append([first])
     page = (await admin.get("/logs?user=ada")).text
     path = html.unescape(page.partition('<tbody id="rows" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
-    console.store.log.append([record(_now(), model="m2"), record(_now(), end_user="bob")])
+    console.store.log.append([record(utc_now(), model="m2"), record(utc_now(), end_user="bob")])
     rows = (await admin.get(path)).text
     assert rows.index("m2") < rows.index("m1")
     assert "bob" not in rows
@@ -485,8 +466,8 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
         "method": "POST",
         "path": "/v1/chat/completions",
     }
-    one = record(_now(), **told)
-    other = denied(_now(), trace_id="t-1", model="other-model")
+    one = record(utc_now(), **told)
+    other = denied(utc_now(), trace_id="t-1", model="other-model")
     answered = outcome(
         one,
         openai_id="chatcmpl-9",
@@ -512,7 +493,7 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
 
 async def test_a_sample(console: Console, admin: Visitor) -> None:
     """A sample decision of the demo is marked as such, in the list and in the details."""
-    one = record(_now(), sample=True)
+    one = record(utc_now(), sample=True)
     console.store.log.append([one])
     assert ">Sample<" in (await admin.get("/logs")).text
     assert "not a real request" in (await admin.get(f"/logs/{one.id}")).text
@@ -521,8 +502,8 @@ async def test_a_sample(console: Console, admin: Visitor) -> None:
 async def test_hostile_strings(console: Console, admin: Visitor) -> None:
     """Hostile strings are shown, harmless and whole, on every page."""
     fields = ("end_user", "model", "user_agent", "organization", "request_id", "source_ip")
-    one = denied(_now(), **dict.fromkeys((*fields, "path", "method", "trace_id"), HOSTILE))
-    two = record(_now(), end_user=HOSTILE, user_agent=("A" * 255 + "\u202e") * 2)
+    one = denied(utc_now(), **dict.fromkeys((*fields, "path", "method", "trace_id"), HOSTILE))
+    two = record(utc_now(), end_user=HOSTILE, user_agent=("A" * 255 + "\u202e") * 2)
     answered = outcome(two, openai_id=HOSTILE, model=HOSTILE, organization=HOSTILE)
     console.store.log.append([one, two, answered])
     for path in (f"/logs/{one.id}", f"/logs/{two.id}", "/logs", "/users", "/"):
@@ -538,9 +519,9 @@ async def test_hostile_strings(console: Console, admin: Visitor) -> None:
 
 async def test_csv(console: Console, admin: Visitor) -> None:
     """The filtered log is exported whole as CSV, without a text that a spreadsheet would run."""
-    at = _now() - timedelta(hours=1)
+    at = utc_now() - timedelta(hours=1)
     made = [record(at + timedelta(seconds=n), end_user="=1+1") for n in range(1203)]
-    console.store.log.append([*made, record(_now(), end_user="ada")])
+    console.store.log.append([*made, record(utc_now(), end_user="ada")])
     answer = await admin.get("/logs/export.csv?user=%3D1%2B1")
     assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
     assert "attachment" in answer.headers["Content-Disposition"]
@@ -551,7 +532,7 @@ async def test_csv(console: Console, admin: Visitor) -> None:
 
 async def test_json_lines(console: Console, admin: Visitor) -> None:
     """The log is exported as JSON Lines."""
-    console.store.log.append([denied(_now()), record(_now(), end_user="=1")])
+    console.store.log.append([denied(utc_now()), record(utc_now(), end_user="=1")])
     answer = await admin.get("/logs/export.jsonl")
     users = [json.loads(line)["user"] for line in answer.text.splitlines()]
     assert users == ["=1", ""]
@@ -562,7 +543,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
     """The page shows requests, blocks, tokens and cost of each end user, in any order, and the
     share attributed.
     """
-    at = _now()
+    at = utc_now()
     key, _ = console.store.keys.create("app")
     few = [record(at, end_user="few", key_id=key.id)]
     many = [record(at, end_user="many") for _ in range(4)]
@@ -588,7 +569,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
 
 async def test_many_users(console: Console, admin: Visitor) -> None:
     """Many users are listed page by page."""
-    console.store.log.append([record(_now(), end_user=f"u{n:03}") for n in range(120)])
+    console.store.log.append([record(utc_now(), end_user=f"u{n:03}") for n in range(120)])
     first = (await admin.get("/users?period=today&sort=user")).text
     assert "u049" in first
     assert "u050" not in first
@@ -621,7 +602,7 @@ async def test_users_of_nonsense(admin: Visitor, query: str) -> None:
 
 async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
     """An unknown order is taken for the default one."""
-    console.store.log.append([record(_now())])
+    console.store.log.append([record(utc_now())])
     for query in (
         "sort=x&order=y",
         "offset=-1",
@@ -634,7 +615,7 @@ async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
 async def test_the_dashboard(console: Console, admin: Visitor) -> None:
     """The dashboard shows requests, blocks and the share attributed, over time and by key."""
     key, _ = console.store.keys.create("Support chat")
-    at = _now()
+    at = utc_now()
     would = {"verdict": Verdict.WOULD_DENY, "status": 0}
     console.store.log.append(
         [record(at, key_id=key.id) for _ in range(1234)]
@@ -656,7 +637,7 @@ async def test_the_dashboard(console: Console, admin: Visitor) -> None:
 
 async def test_refused_keys(console: Console, admin: Visitor) -> None:
     """Refused keys have their own number, sources and samples, and count as no policy's blocks."""
-    at = _now()
+    at = utc_now()
     assert "None in this time" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
     console.store.log.append(
@@ -683,7 +664,7 @@ async def test_refused_keys(console: Console, admin: Visitor) -> None:
 
 async def test_refused_keys_of_an_older_policyd(console: Console, admin: Visitor) -> None:
     """Refused keys of an older policyd stay in the log under a name of their own."""
-    refused = denied(_now(), key_id="", mode=None, source=None, in_scope=False, status=403)
+    refused = denied(utc_now(), key_id="", mode=None, source=None, in_scope=False, status=403)
     console.store.log.append([refused])
     for path in ("/logs", f"/logs/{refused.id}"):
         text = (await admin.get(path)).text
@@ -694,8 +675,8 @@ async def test_refused_keys_of_an_older_policyd(console: Console, admin: Visitor
 
 async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
     """The search takes any of a request's IDs, with spaces around it or without."""
-    one = record(_now(), request_id="req-1", trace_id="t-1")
-    other = denied(_now(), trace_id="t-1")
+    one = record(utc_now(), request_id="req-1", trace_id="t-1")
+    other = denied(utc_now(), trace_id="t-1")
     console.store.log.append([one, other, outcome(one, openai_id="chatcmpl-1")])
     spaced = f" {one.id[:8]} {one.id[8:]}\n"
     for wanted in (one.id, spaced, "req-1", "chatcmpl-1"):
@@ -729,7 +710,7 @@ MEMBERS: list[dict[str, Any]] = [
 @pytest.mark.slow
 async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> None:
     """Log Details has words for every state of a decision and its outcome."""
-    at = _now()
+    at = utc_now()
     ended = [record(at) for _ in Ending]
     entries = [record(at, **given) for given in MEMBERS]
     console.store.log.append(entries + ended)
@@ -745,7 +726,7 @@ async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> 
 
 async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> None:
     """A user whose identifier is unknown is told apart from no user."""
-    told, without = record(_now(), end_user=""), denied(_now())
+    told, without = record(utc_now(), end_user=""), denied(utc_now())
     console.store.log.append([told, without])
     for one, words_ in ((told, "A user, not named"), (without, "No user")):
         text = (await admin.get(f"/logs/{one.id}")).text
@@ -757,7 +738,7 @@ async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> Non
 
 async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> None:
     """The page shows flags, errors and latency of each end user, and sorts by them."""
-    at = _now()
+    at = utc_now()
     entries = [record(at, end_user=name) for name in ("ada", "ada", "bob")]
     flagged = record(at, end_user="bob", flags="invalid_override")
     console.store.log.append([*entries, flagged])
@@ -776,8 +757,8 @@ async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> No
 async def test_placeholders(console: Console, admin: Visitor) -> None:
     """The page warns of placeholders, with their values and the keys that send them."""
     key, _ = console.store.keys.create("Support chat")
-    named = [record(_now(), key_id=key.id) for _ in range(97)]
-    empty = [record(_now(), key_id=key.id, end_user="undefined") for _ in range(3)]
+    named = [record(utc_now(), key_id=key.id) for _ in range(97)]
+    empty = [record(utc_now(), key_id=key.id, end_user="undefined") for _ in range(3)]
     console.store.log.append(named + empty)
     for path in ("/", "/users", f"/users?key={key.id}"):
         text = (await admin.get(path)).text
@@ -786,7 +767,7 @@ async def test_placeholders(console: Console, admin: Visitor) -> None:
         assert "Support chat" in text
     assert "3 requests say <code>user = <bdi>undefined</bdi></code>" in text
     assert text.count("Placeholder</span>") == 1
-    console.store.log.append([record(_now(), end_user="<script>alert(1)</script>")])
+    console.store.log.append([record(utc_now(), end_user="<script>alert(1)</script>")])
     assert "<script>alert" not in (await admin.get("/users")).text
     assert "are placeholders" not in (await admin.get("/users?key=key_0")).text
 
@@ -816,8 +797,8 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
         async with running(chosen) as console, Visitor(console.url) as admin:
             await admin.sign_in(console.token)
             key, _ = console.store.keys.create("app")
-            one = denied(_now(), key_id=key.id, end_user=HOSTILE + "\0", trace_id="t-1")
-            console.store.log.append([one, record(_now(), trace_id="t-1"), outcome(one)])
+            one = denied(utc_now(), key_id=key.id, end_user=HOSTILE + "\0", trace_id="t-1")
+            console.store.log.append([one, record(utc_now(), trace_id="t-1"), outcome(one)])
             for path in (
                 *("/", "/keys", f"/keys/{key.id}", f"/keys/{key.id}/simulation", "/users"),
                 *("/logs", "/logs?user=%00x&flag=invalid_override", f"/logs/{one.id}", "/account"),
@@ -826,7 +807,7 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
             ):
                 assert (await admin.get(path)).status == 200, path
             assert SHOWN in (await admin.get(f"/logs/{one.id}")).text
-            form = _form("chat", str(key.revision))
+            form = settings_form("chat", str(key.revision))
             assert "Saved." in (await admin.post(f"/keys/{key.id}", form)).text
             for path in ("/keys/%00", "/logs/%00"):
                 assert (await admin.get(path)).status == 404, path
@@ -903,7 +884,7 @@ async def test_searching_end_users(console: Console, admin: Visitor) -> None:
     """End users are searched by a part, in any letter case, and sorted; the text is taken as it
     is, and stays with the sorting and on further pages."""
     names = ["Ada Lovelace", "grace@example.com", "100%", *(f"user-{n:03d}" for n in range(60))]
-    console.store.log.append([record(_now(), end_user=name) for name in names])
+    console.store.log.append([record(utc_now(), end_user=name) for name in names])
     for text, shown, hidden in (
         ("LOVE", "Ada Lovelace", "user-001"),
         ("%25", "100%", "Ada Lovelace"),
@@ -926,12 +907,12 @@ async def test_searching_end_users(console: Console, admin: Visitor) -> None:
 async def test_links_from_end_users(console: Console, admin: Visitor) -> None:
     """Each number of the page of end users links to exactly the rows that it counts."""
     key, _ = console.store.keys.create("Support chat")
-    rows = [record(_now(), key_id=key.id, end_user="test") for _ in range(3)]
-    rows += [record(_now(), key_id=key.id, end_user="ada@example.com") for _ in range(2)]
-    rows += [record(_now(), key_id=key.id, end_user="ada")]
-    old = [record(_now() - timedelta(days=20), key_id=key.id, end_user="test")]
+    rows = [record(utc_now(), key_id=key.id, end_user="test") for _ in range(3)]
+    rows += [record(utc_now(), key_id=key.id, end_user="ada@example.com") for _ in range(2)]
+    rows += [record(utc_now(), key_id=key.id, end_user="ada")]
+    old = [record(utc_now() - timedelta(days=20), key_id=key.id, end_user="test")]
     console.store.log.append(
-        [*rows, *old, denied(_now(), key_id=key.id), outcome(rows[0], status=500)]
+        [*rows, *old, denied(utc_now(), key_id=key.id), outcome(rows[0], status=500)]
     )
     page = html.unescape((await admin.get("/users")).text)
     for told, count in (
