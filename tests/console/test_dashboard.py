@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from policyd.console.view import charts, figures, labels, periods
+from policyd.decision_log.record import Verdict
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.store import Counts
 from tests.support.consoles import Console, Visitor
@@ -233,3 +234,26 @@ def test_chosen_periods() -> None:
     assert open_.until == datetime(2026, 11, 25, 10, tzinfo=UTC)
     assert between.before == between.since - 25 * HOUR
     assert Counts() == Counts()
+
+
+async def test_the_dashboard(console: Console, admin: Visitor) -> None:
+    """The dashboard shows requests, blocks and the share attributed, over time and by key."""
+    key, _ = console.store.keys.create("Support chat")
+    at = utc_now()
+    would = {"verdict": Verdict.WOULD_DENY, "status": 0}
+    console.store.log.append(
+        [record(at, key_id=key.id) for _ in range(1234)]
+        + [denied(at, key_id=key.id), denied(at, key_id=key.id, **would)]
+        + [denied(at, key_id="", mode=None, in_scope=False, status=403, flags="")]
+    )
+    for query in ("", "?period=7d", "?period=30d", "?period=nonsense"):
+        text = (await admin.get("/" + query)).text
+        assert ">1,236<" in text
+        assert ">99.8%<" in text
+        assert "Support chat" in text
+        assert "No valid key" not in text
+        assert "placeholder" not in text
+        assert text.count('preserveAspectRatio="none" role="img"') == 2
+    assert "could not be logged" not in text
+    console.store.log.lose({"one": 3})
+    assert "3 decisions could not be logged" in (await admin.get("/")).text
