@@ -124,6 +124,7 @@ class Delivery:
             self._kept.close()
             self._kept = None
 
+    # Written out: contextlib's base class has no __slots__ in Python 3.11, and so costs a __dict__.
     def __enter__(self) -> Self:
         return self
 

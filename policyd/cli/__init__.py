@@ -10,7 +10,7 @@ audit, config       what administrators did; what a server would find wrong
 doctor, health      what is wrong with a deployment; whether the server on this machine is ready
 policies            which policies there are
 apply               keys and defaults as a file declares them: declaration, yaml_nodes (reading it),
-                    declaration_schema, applied (what changes), secret_files
+                    declaration_schema, declaration_writing, applied (what changes), secret_files
 administration      what keys, logs, audit and apply do, over the database; remote, remote_log: over
                     AdminService; place: which of the two
 options             what several commands take; times: moments and lengths of time

@@ -10,6 +10,7 @@ from policyd.cli import applied, declaration, options
 from policyd.cli.administration import Administrator
 from policyd.cli.declaration import Declaration
 from policyd.cli.declaration_schema import schema
+from policyd.cli.declaration_writing import write
 from policyd.cli.place import Place, administered
 from policyd.cli.secret_files import SecretFiles
 from policyd.cli.yaml_nodes import MAX_BYTES
@@ -168,4 +169,4 @@ def export(place: Place, output: Any) -> None:
     declared = tuple(
         DeclaredKey(one.name, one.policies, one.accept, one.expires_at) for one in keys
     )
-    output.write(_HINT + declaration.write(Declaration(declared, defaults)))
+    output.write(_HINT + write(Declaration(declared, defaults)))

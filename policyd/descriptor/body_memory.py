@@ -103,6 +103,7 @@ class Held:
         self._bodies.take(counted - self._size)
         self._size = counted
 
+    # Written out: contextlib's base class has no __slots__ in Python 3.11, and so costs a __dict__.
     def __enter__(self) -> Self:
         return self
 

@@ -158,6 +158,7 @@ class Span:
             )
         )
 
+    # Written out: contextlib's base class has no __slots__ in Python 3.11, and so costs a __dict__.
     def __enter__(self) -> Self:
         return self
 

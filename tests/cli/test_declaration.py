@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.cli import declaration
-from policyd.cli.declaration import Declaration, read, write
+from policyd.cli.declaration import Declaration, read
 from policyd.cli.declaration_schema import schema
+from policyd.cli.declaration_writing import write
 from policyd.cli.yaml_nodes import MAX_BYTES
 from policyd.engine.policy import Policy, check_settings
 from policyd.engine.settings import ServerDefaults, Setting, Settings

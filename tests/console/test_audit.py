@@ -62,7 +62,7 @@ async def test_signing_in_and_out(console: Console, admin: Visitor) -> None:
 
 
 async def test_filters(console: Console, admin: Visitor) -> None:
-    """The trail is filtered by action, key, actor and time; the filters stay on further pages."""
+    """Each filter narrows the log down, and several do so together."""
     one, _ = console.store.keys.create("first key", by="cli ada@host")
     console.store.keys.create("second key", by="admin api 192.0.2.7")
     for url, shown, hidden in (

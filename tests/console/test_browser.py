@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
-from policyd.decision_log.record import Verdict
+from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.settings import Setting
 from policyd.engine.states import Ignored, Mode, Source
@@ -83,12 +83,10 @@ def token(policyd: Policyd) -> str:
 @pytest.fixture(scope="module")
 def gateway(policyd: Policyd) -> Iterator[Gateway]:
     """A gateway that asks policyd, before an upstream that answers."""
-    background = Background()
-    with Upstream(background) as upstream:
+    with Background() as background, Upstream(background) as upstream:
         gateway = Gateway(policyd.grpc, upstream.url)
         yield gateway
         assert gateway.stop() == 0, gateway.errors
-    background.close()
 
 
 @pytest.fixture(scope="module")
@@ -98,66 +96,108 @@ def filled(policyd: Policyd) -> dict[str, str]:
         return _fill(store)
 
 
+HOSTILE_TEXT = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
+
+
+class Filled(NamedTuple):
+    """What the pages are about."""
+
+    at: datetime
+    key_id: str
+    strict_id: str
+    """The key for which every policy is set."""
+    blocked_id: str
+    many_id: str
+    """The decision that every policy flags."""
+    odd_id: str
+    """The decision on a request of hostile texts."""
+
+
 def _fill(store: Store) -> dict[str, str]:
+    """Fill the database. Returns the paths of all pages, by their names."""
     key, _ = store.keys.create("Support chat")
+    every = [(one.name, Setting(Mode.AUDIT, one.kind.example)) for one in TABLE.policies]
+    strict, _ = store.keys.create("Every policy", tuple(every), ("user", "header:x-user-id"))
     at = datetime.now(UTC) - timedelta(hours=2)
-    hostile = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
-    would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
-    both = "policy_enforce_user_ids,invalid_override"
-    odd: Any = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
-    blocked = denied(at, key_id=key.id, trace_id="t-1", sample=True, flags=both)
+    _log_refused_keys(store, at)
+    many = _of_every_policy(at, strict.id, every)
+    blocked, odd = _log_decisions(store, at, key.id, many)
+    return _paths(Filled(at, key.id, strict.id, blocked.id, many.id, odd.id))
+
+
+def _log_refused_keys(store: Store, at: datetime) -> None:
     minute = int(at.timestamp()) // 60
     sources = [("192.0.2.1", 0), ("2001:db8:1:2::/64", 1), ("others", 2), ("", 3)]
     store.log.append([RefusedKeyCount("a", n, minute, one, 1, 1200, 3) for one, n in sources])
-    texts = [hostile[:200]] * 4
+    texts = [HOSTILE_TEXT[:200]] * 4
     store.log.append([RefusedKey(decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", *texts)])
-    store.log.append([record(at, key_id=key.id, end_user="undefined") for _ in range(3)])
-    store.log.append([record(at, key_id=key.id, end_user="")])
-    every = [(one.name, Setting(Mode.AUDIT, one.kind.example)) for one in TABLE.policies]
-    strict, _ = store.keys.create("Every policy", tuple(every), ("user", "header:x-user-id"))
+
+
+def _of_every_policy(at: datetime, key_id: str, settings: list[tuple[str, Setting]]) -> Record:
+    """A decision that every policy flags."""
     results = [
-        [name, Mode.ENFORCE, setting.value, Source.KEY, Ignored.NOT_IGNORED, f"{hostile} {name}"]
-        for name, setting in every
+        [name, Mode.ENFORCE, one.value, Source.KEY, Ignored.NOT_IGNORED, f"{HOSTILE_TEXT} {name}"]
+        for name, one in settings
     ]
     flags = ",".join(one.flag for one in TABLE.policies)
-    many = denied(at, key_id=strict.id, flags=flags, results=json.dumps(results), token_limit=900)
+    return denied(at, key_id=key_id, flags=flags, results=json.dumps(results), token_limit=900)
+
+
+def _log_decisions(store: Store, at: datetime, key_id: str, many: Record) -> tuple[Record, Record]:
+    """Log `many` and others. Returns one that was blocked, and one of hostile texts."""
+    would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
+    both = "policy_enforce_user_ids,invalid_override"
+    odd: Any = record(
+        at,
+        end_user=HOSTILE_TEXT,
+        user_agent=HOSTILE_TEXT * 2,
+        model=HOSTILE_TEXT,
+        trace_id="t-1",
+    )
+    blocked = denied(at, key_id=key_id, trace_id="t-1", sample=True, flags=both)
+    store.log.append([record(at, key_id=key_id, end_user="undefined") for _ in range(3)])
+    store.log.append([record(at, key_id=key_id, end_user="")])
     store.log.append([many])
     store.log.append(
-        [odd, outcome(odd), blocked, denied(at, key_id=key.id, **would)]
+        [odd, outcome(odd), blocked, denied(at, key_id=key_id, **would)]
         + [record(at + timedelta(minutes=n), end_user=f"user-{n}") for n in range(60)]
     )
+    return blocked, odd
+
+
+def _paths(of: Filled) -> dict[str, str]:
     return {
         "dashboard": "/?period=7d",
         "keys": "/keys",
         "new key": "/keys/new",
-        "settings": f"/keys/{key.id}?saved",
-        "use": f"/keys/{key.id}/use",
-        "history": f"/keys/{key.id}/history",
-        "rotate": f"/keys/{key.id}/rotate",
-        "several keys": f"/keys/change?key={key.id}&key={strict.id}",
+        "settings": f"/keys/{of.key_id}?saved",
+        "use": f"/keys/{of.key_id}/use",
+        "history": f"/keys/{of.key_id}/history",
+        "rotate": f"/keys/{of.key_id}/rotate",
+        "several keys": f"/keys/change?key={of.key_id}&key={of.strict_id}",
         "no keys": "/keys/change",
         "found keys": "/keys?find=chat&sort=used&revoked=1",
-        "try": f"/try?key={strict.id}",
+        "try": f"/try?key={of.strict_id}",
         "audit": "/audit",
         "odd filters": "/audit?since=x&by=console",
         "found users": "/users?find=user&sort=cost&order=up",
-        "all policies": f"/keys/{strict.id}?saved",
-        "revoke": f"/keys/{key.id}/revoke",
-        "simulation": f"/keys/{key.id}/simulation?period=7d",
+        "all policies": f"/keys/{of.strict_id}?saved",
+        "revoke": f"/keys/{of.key_id}/revoke",
+        "simulation": f"/keys/{of.key_id}/simulation?period=7d",
         "logs": "/logs",
         "filters": "/logs?user=user-1&decision=allowed",
         "blocked": "/logs?decision=denied",
         "of a policy": f"/logs?policy={TABLE.policies[0].name}",
         "of a flag": f"/logs?flag={TABLE.policies[-1].flag}",
         "nonsense": "/logs?since=nonsense&key=x",
-        "details": f"/logs/{blocked.id}",
-        "all flags": f"/logs/{many.id}",
-        "hostile": f"/logs/{odd.id}",
+        "details": f"/logs/{of.blocked_id}",
+        "all flags": f"/logs/{of.many_id}",
+        "hostile": f"/logs/{of.odd_id}",
         "users": "/users",
         "refused keys": "/refused",
         "search": "/logs?find=t-1",
         "other filters": "/logs?containing=user&answer=success&last=7d&nouser=",
-        "a range": f"/?key={key.id}&since={at - timedelta(hours=5):%Y-%m-%dT%H:%M}",
+        "a range": f"/?key={of.key_id}&since={of.at - timedelta(hours=5):%Y-%m-%dT%H:%M}",
         "account": "/account",
         "not found": "/nothing",
     }

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from policyd.console.view import charts, figures, labels, periods
+from policyd.decision_log.record import Verdict
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.store import Counts
 from tests.support.consoles import Console, Visitor
 from tests.support.mixed_log import fill
-from tests.support.records import denied, outcome, record
+from tests.support.records import denied, outcome, record, utc_now
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -27,10 +28,6 @@ class Link(NamedTuple):
     url: str
     name: str
     text: str
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _links(text: str) -> list[Link]:
@@ -61,7 +58,7 @@ async def test_every_number_links_to_its_rows(
     """Behind each link are exactly the rows that its number counts: of all keys and of one, in the
     last hours and in any others."""
     keys = tuple(console.store.keys.create(name)[0].id for name in ("One", "Two"))
-    now = _now()
+    now = utc_now()
     fill(console.store, 150, start=now - 20 * HOUR, step=timedelta(minutes=8), keys=keys)
     range_ = f"since={now - 15 * HOUR:%Y-%m-%dT%H:%M}&until={now - 6 * HOUR:%Y-%m-%dT%H:%M}"
     query = range_ if period == "range" else f"period={period}"
@@ -114,7 +111,7 @@ async def _check_tables(admin: Visitor, text: str) -> None:
 
 async def test_trends(console: Console, admin: Visitor) -> None:
     """A figure says by how much it differs from that of the period before."""
-    hour = _now().replace(minute=0, second=0, microsecond=0)
+    hour = utc_now().replace(minute=0, second=0, microsecond=0)
     before = [record(hour - 30 * HOUR) for _ in range(10)] + [record(hour - 60 * HOUR)]
     now = [record(hour - 3 * HOUR) for _ in range(15)] + [denied(hour - 3 * HOUR)]
     told = [outcome(one, duration_us=2_000_000) for one in now[:15]]
@@ -132,11 +129,11 @@ async def test_trends(console: Console, admin: Visitor) -> None:
 
 async def test_live_figures(console: Console, admin: Visitor) -> None:
     """The page asks for its figures again, and gets them where something has changed."""
-    console.store.log.append([record(_now())])
+    console.store.log.append([record(utc_now())])
     page = (await admin.get("/?period=7d")).text
     path = html.unescape(re.findall(r'id="figures"[^>]* hx-get="([^"]*)"', page)[0])
     assert (await admin.get(path, HX_Request="true")).status == 204
-    console.store.log.append([denied(_now())])
+    console.store.log.append([denied(utc_now())])
     figures_only = await admin.get(path, HX_Request="true")
     assert 'id="figure-denied">1</a>' in figures_only.text
     assert "<html" not in figures_only.text
@@ -155,7 +152,7 @@ async def test_live_figures(console: Console, admin: Visitor) -> None:
 )
 async def test_a_choice_of_nonsense(console: Console, admin: Visitor, query: str) -> None:
     """A malformed choice gets a message, and the usual figures."""
-    console.store.log.append([record(_now())])
+    console.store.log.append([record(utc_now())])
     answer = await admin.get(f"/?{query}")
     assert answer.status == 400
     assert 'role="alert"' in answer.text
@@ -164,7 +161,7 @@ async def test_a_choice_of_nonsense(console: Console, admin: Visitor, query: str
 
 async def test_rows_that_are_gone(console: Console, admin: Visitor) -> None:
     """The dashboard tells where it counts more than the log can still list."""
-    now = _now()
+    now = utc_now()
     console.store.log.append([record(now - 5 * HOUR), record(now - 1 * HOUR)])
     told = "can no longer be listed"
     assert told not in (await admin.get("/")).text
@@ -175,7 +172,7 @@ async def test_rows_that_are_gone(console: Console, admin: Visitor) -> None:
 
 async def test_refused_keys_of_any_time(console: Console, admin: Visitor) -> None:
     """The number of refused keys links to their page, for the same time."""
-    at = _now() - 3 * HOUR
+    at = utc_now() - 3 * HOUR
     minute = int(at.timestamp()) // 60
     console.store.log.append([record(at), RefusedKeyCount("a", 1, minute, "192.0.2.1", 0, 7, 0)])
     text = (await admin.get(f"/?since={at:%Y-%m-%dT%H:%M}&until={at + HOUR:%Y-%m-%dT%H:%M}")).text
@@ -237,3 +234,26 @@ def test_chosen_periods() -> None:
     assert open_.until == datetime(2026, 11, 25, 10, tzinfo=UTC)
     assert between.before == between.since - 25 * HOUR
     assert Counts() == Counts()
+
+
+async def test_the_dashboard(console: Console, admin: Visitor) -> None:
+    """The dashboard shows requests, blocks and the share attributed, over time and by key."""
+    key, _ = console.store.keys.create("Support chat")
+    at = utc_now()
+    would = {"verdict": Verdict.WOULD_DENY, "status": 0}
+    console.store.log.append(
+        [record(at, key_id=key.id) for _ in range(1234)]
+        + [denied(at, key_id=key.id), denied(at, key_id=key.id, **would)]
+        + [denied(at, key_id="", mode=None, in_scope=False, status=403, flags="")]
+    )
+    for query in ("", "?period=7d", "?period=30d", "?period=nonsense"):
+        text = (await admin.get("/" + query)).text
+        assert ">1,236<" in text
+        assert ">99.8%<" in text
+        assert "Support chat" in text
+        assert "No valid key" not in text
+        assert "placeholder" not in text
+        assert text.count('preserveAspectRatio="none" role="img"') == 2
+    assert "could not be logged" not in text
+    console.store.log.lose({"one": 3})
+    assert "3 decisions could not be logged" in (await admin.get("/")).text

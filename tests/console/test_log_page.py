@@ -8,26 +8,15 @@ import pytest
 
 from policyd.decision_log.record import Verdict
 from policyd.store import log_pages
-from tests.support.consoles import Console, Visitor
-from tests.support.records import denied, outcome, record
+from tests.support.consoles import Console, Visitor, models_shown
+from tests.support.records import denied, outcome, record, utc_now
 
 MINUTE = timedelta(minutes=1)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-async def _shown(admin: Visitor, query: str) -> set[str]:
-    """The models of the decisions that a page of the log shows, which identify them."""
-    answer = await admin.get(f"/logs?{query}")
-    assert answer.status == 200
-    return {f"m{n}" for n in range(9) if f"<bdi>m{n}</bdi>" in answer.text}
-
-
 async def test_more_filters(console: Console, admin: Visitor) -> None:
     """The log is filtered by model, status, answer, a part of the user, no user, and address."""
-    at = _now() - 10 * MINUTE
+    at = utc_now() - 10 * MINUTE
     made = [
         record(at, model="m0", end_user="ada@example.com", source_ip="192.0.2.7"),
         denied(at, model="m1"),
@@ -36,19 +25,19 @@ async def test_more_filters(console: Console, admin: Visitor) -> None:
     ]
     ends = [outcome(made[0]), outcome(made[2], status=500, duration_us=9_000_000)]
     console.store.log.append([*made, *ends])
-    assert await _shown(admin, "model=m2") == {"m2"}
-    assert await _shown(admin, "status=422") == {"m1"}
-    assert await _shown(admin, "status=500") == {"m2"}
-    assert await _shown(admin, "answer=error") == {"m2"}
-    assert await _shown(admin, "answer=success") == {"m0", "m3"}
-    assert await _shown(admin, "containing=ADA") == {"m0"}
-    assert await _shown(admin, "containing=%25") == {"m3"}
-    assert await _shown(admin, "nouser=1") == {"m1"}
-    assert await _shown(admin, "attributed=no") == {"m1"}
-    assert await _shown(admin, "ip=192.0.2.7") == {"m0"}
-    assert await _shown(admin, "slower=9000000") == {"m2"}
-    assert await _shown(admin, "last=1h") == {"m0", "m1", "m2"}
-    assert await _shown(admin, "last=7d&nouser=1&status=422") == {"m1"}
+    assert await models_shown(admin, "model=m2") == {"m2"}
+    assert await models_shown(admin, "status=422") == {"m1"}
+    assert await models_shown(admin, "status=500") == {"m2"}
+    assert await models_shown(admin, "answer=error") == {"m2"}
+    assert await models_shown(admin, "answer=success") == {"m0", "m3"}
+    assert await models_shown(admin, "containing=ADA") == {"m0"}
+    assert await models_shown(admin, "containing=%25") == {"m3"}
+    assert await models_shown(admin, "nouser=1") == {"m1"}
+    assert await models_shown(admin, "attributed=no") == {"m1"}
+    assert await models_shown(admin, "ip=192.0.2.7") == {"m0"}
+    assert await models_shown(admin, "slower=9000000") == {"m2"}
+    assert await models_shown(admin, "last=1h") == {"m0", "m1", "m2"}
+    assert await models_shown(admin, "last=7d&nouser=1&status=422") == {"m1"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +50,7 @@ async def test_more_filters(console: Console, admin: Visitor) -> None:
 )
 async def test_more_nonsense(console: Console, admin: Visitor, query: str) -> None:
     """A malformed filter gets a message, and shows no decision."""
-    console.store.log.append([record(_now(), end_user="found-it")])
+    console.store.log.append([record(utc_now(), end_user="found-it")])
     answer = await admin.get(f"/logs?{query}")
     assert answer.status == 400
     assert "found-it" not in answer.text
@@ -71,7 +60,7 @@ async def test_more_nonsense(console: Console, admin: Visitor, query: str) -> No
 async def test_filters_in_use(console: Console, admin: Visitor) -> None:
     """Each filter in use is named, with a link that removes it and keeps the others."""
     key, _ = console.store.keys.create("Support <chat>")
-    console.store.log.append([record(_now(), key_id=key.id)])
+    console.store.log.append([record(utc_now(), key_id=key.id)])
     text = (await admin.get(f"/logs?key={key.id}&decision=allowed&last=24h")).text
     chips = re.findall(r'<a href="([^"]*)" class="chip filter-chip">(.*?)</a>', text)
     assert [html.unescape(url) for url, _ in chips] == [
@@ -86,7 +75,7 @@ async def test_filters_in_use(console: Console, admin: Visitor) -> None:
 async def test_columns(console: Console, admin: Visitor) -> None:
     """The columns are those that the viewer has chosen, until the usual ones are asked for."""
     console.store.log.append(
-        [record(_now(), source_ip="192.0.2.7", path="/v1/chat/completions", request_id="r-1")]
+        [record(utc_now(), source_ip="192.0.2.7", path="/v1/chat/completions", request_id="r-1")]
     )
     assert "192.0.2.7" not in (await admin.get("/logs")).text
     form = [("column", "ip"), ("column", "request"), ("column", "nonsense")]
@@ -99,7 +88,7 @@ async def test_columns(console: Console, admin: Visitor) -> None:
     assert "192.0.2.7" in text
     assert "/v1/chat" not in text
     rows = html.unescape(re.findall(r'id="rows" hx-get="([^"]*)"', text)[0])
-    console.store.log.append([record(_now(), source_ip="192.0.2.8")])
+    console.store.log.append([record(utc_now(), source_ip="192.0.2.8")])
     assert "192.0.2.8" in (await admin.get(rows)).text
     await admin.post("/logs/columns", [*form, ("usual", "1")])
     assert "192.0.2.7" not in (await admin.get("/logs")).text
@@ -115,7 +104,7 @@ async def test_columns_elsewhere(admin: Visitor) -> None:
 
 async def test_next_and_previous(console: Console, admin: Visitor) -> None:
     """Details lead to the next and the previous decision of the same filters, and back to them."""
-    at = _now() - 10 * MINUTE
+    at = utc_now() - 10 * MINUTE
     made = [record(at + n * MINUTE, model="a" if n % 2 else "b") for n in range(6)]
     console.store.log.append(made)
     text = (await admin.get(f"/logs/{made[3].id}?model=a")).text
@@ -135,7 +124,7 @@ async def test_a_search_that_stops(
     console: Console, admin: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where few decisions match, the page tells how far it has looked, and goes on from there."""
-    now = _now()
+    now = utc_now()
     console.store.log.append(
         [record(now - n * MINUTE, model="rare" if n == 50 else "m") for n in range(60)]
     )

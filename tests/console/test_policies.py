@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from policyd.engine.settings import ApiKey, Setting, setting_of
 from policyd.engine.states import Ignored, Mode, Override, Source
 from policyd.policies import TABLE
 from tests.support.consoles import Console, Page, Visitor
-from tests.support.records import denied, record
+from tests.support.records import denied, record, utc_now
 
 ORIGINAL = TABLE.original
 POLICIES = TABLE.policies
@@ -34,10 +33,6 @@ RULES = TABLE.by_name["user_format"]
 
 def name_of(policy: Policy) -> str:
     return policy.name
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _panel(page: Page, policy: Policy) -> str:
@@ -361,7 +356,7 @@ TWO_FLAGS: dict[str, Any] = {
 
 async def test_a_request_with_two_flags(console: Console, admin: Visitor) -> None:
     """Each flag has an icon with its own explanation: which policy blocked, and which watched."""
-    one = denied(_now(), **TWO_FLAGS)
+    one = denied(utc_now(), **TWO_FLAGS)
     console.store.log.append([one])
     for path in ("/logs", f"/logs/{one.id}"):
         text = (await admin.get(path)).text
@@ -373,7 +368,7 @@ async def test_a_request_with_two_flags(console: Console, admin: Visitor) -> Non
 
 async def test_results(console: Console, admin: Visitor) -> None:
     """Log Details shows what each policy found: mode, value, source, override, violation."""
-    one = denied(_now(), **TWO_FLAGS)
+    one = denied(utc_now(), **TWO_FLAGS)
     console.store.log.append([one])
     text = (await admin.get(f"/logs/{one.id}")).text
     table = text.partition('class="plain results"')[2].partition("</table>")[0]
@@ -402,7 +397,7 @@ async def test_results(console: Console, admin: Visitor) -> None:
 )
 async def test_numbers(console: Console, admin: Visitor, number: int, shown: str) -> None:
     """The console distinguishes a number that is absent, or not valid, from 0."""
-    one = record(_now(), token_limit=number)
+    one = record(utc_now(), token_limit=number)
     console.store.log.append([one])
     text = (await admin.get(f"/logs/{one.id}")).text
     assert f"<dt>Token limit</dt><dd><bdi>{shown}</bdi></dd>" in text
@@ -411,7 +406,7 @@ async def test_numbers(console: Console, admin: Visitor, number: int, shown: str
 
 async def test_results_of_the_original_policy_alone(console: Console, admin: Visitor) -> None:
     """A decision of the original policy alone, as older versions log all, has the same table."""
-    one = denied(_now(), mode=Mode.ENFORCE, source=Source.DEFAULT)
+    one = denied(utc_now(), mode=Mode.ENFORCE, source=Source.DEFAULT)
     console.store.log.append([one])
     text = (await admin.get(f"/logs/{one.id}")).text
     table = text.partition('class="plain results"')[2].partition("</table>")[0]
@@ -443,7 +438,7 @@ async def test_explanations(
     console: Console, admin: Visitor, given: dict[str, Any], words: str
 ) -> None:
     """The tooltip of each flag explains it in the policy's own words."""
-    console.store.log.append([denied(_now(), **given)])
+    console.store.log.append([denied(utc_now(), **given)])
     assert html.escape(words) in (await admin.get("/logs")).text
 
 
@@ -454,7 +449,7 @@ async def test_flags_that_repeat(console: Console, admin: Visitor) -> None:
         *((policy, Mode.OFF, "", Ignored.INVALID, None) for policy in (first, second))
     )
     flags = f"{INVALID_OVERRIDE},{INVALID_OVERRIDE}"
-    console.store.log.append([record(_now(), flags=flags, results=results)])
+    console.store.log.append([record(utc_now(), flags=flags, results=results)])
     text = (await admin.get("/logs")).text
     assert text.count('class="flag"') == 1
     assert first.header in text
@@ -466,7 +461,7 @@ def _by_policy(policy: Policy) -> Record:
         (policy, Mode.ENFORCE, policy.kind.example, Ignored.NOT_IGNORED, "violated"),
         *([] if policy is ORIGINAL else [(ORIGINAL, Mode.OFF, "", Ignored.NOT_IGNORED, None)]),
     )
-    return denied(_now(), model=f"by-{policy.name}", flags=policy.flag, results=results)
+    return denied(utc_now(), model=f"by-{policy.name}", flags=policy.flag, results=results)
 
 
 @pytest.mark.parametrize("name", ["policy", "flag"])
@@ -523,8 +518,8 @@ async def test_a_simulation_of_one_policy(console: Console, admin: Visitor) -> N
     """Only what the panel's own policy would have blocked counts."""
     key, _ = console.store.keys.create("app", TABLE.with_original(Mode.ENFORCE))
     given: dict[str, Any] = {"key_id": key.id, "token_limit": 400, "prompt_chars": 10}
-    large = record(_now(), **given | {"token_limit": 900, "model": "large-one"})
-    console.store.log.append([large, denied(_now(), **given), record(_now(), **given)])
+    large = record(utc_now(), **given | {"token_limit": 900, "model": "large-one"})
+    console.store.log.append([large, denied(utc_now(), **given), record(utc_now(), **given)])
     form = Form(key).with_(LIMIT, value="500").fields
     for policy, asked in ((LIMIT, form), (ORIGINAL, Form(key).fields)):
         answer = await admin.post(f"/keys/{key.id}/simulation?policy={policy.name}", asked)
@@ -536,7 +531,7 @@ async def test_a_simulation_of_what_is_not_known(console: Console, admin: Visito
     """A simulation distinguishes requests whose numbers the log lacks from those within the
     limit."""
     key, _ = console.store.keys.create("app")
-    console.store.log.append([record(_now(), key_id=key.id) for _ in range(2)])
+    console.store.log.append([record(utc_now(), key_id=key.id) for _ in range(2)])
     path = f"/keys/{key.id}/simulation?policy={LIMIT.name}"
     text = (await admin.post(path, Form(key).with_(LIMIT, value="500").fields)).text
     assert "Of 2 requests the log does not have what this policy looks at" in text

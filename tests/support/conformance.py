@@ -12,7 +12,7 @@ each vector, which fails under the vector's ID: the same checks in a fraction of
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -231,6 +231,23 @@ def check_each(
     for vector in vectors:
         with subtests.test(vector.id):
             check(vector)
+
+
+def check_each_over_http(
+    subtests: pytest.Subtests,
+    vectors: Iterable[Vector],
+    urls: Mapping[str, str],
+    keys: Mapping[str, "Keys"],
+    upstream: Upstream,
+) -> None:
+    """Check the adapters at `urls` by each of `vectors`, whose server's default names its adapter
+    and the keys that it knows."""
+
+    def check(vector: Vector) -> None:
+        default = vector.server_default
+        check_over_http(vector, urls[default], keys[default].secret(vector.key), upstream)
+
+    check_each(subtests, vectors, check)
 
 
 def _file_name(vector: Vector) -> str:

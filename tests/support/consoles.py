@@ -15,6 +15,7 @@ from policyd.command.address import Address
 from policyd.command.database_url import sqlite_file
 from policyd.console import ConsoleServer, console_url, first_link
 from policyd.console.security.connection import LIMITS
+from policyd.policies import TABLE
 from policyd.server import preparation
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
@@ -22,6 +23,14 @@ from policyd.store import Store
 from tests.support.databases import put_database
 
 PASSWORD = "correct horse battery"
+HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
+"""A text that a client may send, which a page must neither run nor hide, and ..."""
+SHOWN = (
+    "&lt;script&gt;alert(1)&lt;/script&gt;"
+    '<span class="hidden-character">\u2039U+202E\u203a\u2039U+001B\u203a</span>[31m'
+    '<span class="hidden-character">\u2039U+0007\u203a\u2039U+2028\u203a</span>&#34;&#39;&amp;'
+)
+"""... how a page shows it."""
 
 
 class Page(NamedTuple):
@@ -167,3 +176,25 @@ async def running(chosen: ServerSettings, **bounds: Any) -> AsyncIterator[Consol
             yield Console(server, store, chosen)
     finally:
         store.close()
+
+
+def settings_form(page_key: str, etag: str, **changes: object) -> dict[str, object]:
+    """A form of a key's settings. `mode`, `value` and `override` are those of TABLE.original."""
+    usual = {"name": page_key, "mode": "enforce", "override": "any", "accept": "user"}
+    return named(usual | {"etag": etag} | changes)
+
+
+def named(form: dict[str, object]) -> dict[str, object]:
+    """That form with the names that its fields have for TABLE.original."""
+    parts = ("mode", "value", "override")
+    return {
+        f"{name}.{TABLE.original.name}" if name in parts else name: value
+        for name, value in form.items()
+    }
+
+
+async def models_shown(admin: Visitor, query: str) -> set[str]:
+    """The models of the decisions that a page of the log shows, which identify them."""
+    answer = await admin.get(f"/logs?{query}")
+    assert answer.status == 200
+    return {f"m{n}" for n in range(9) if f"<bdi>m{n}</bdi>" in answer.text}

@@ -11,6 +11,11 @@ _count = itertools.count()
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
+def utc_now() -> datetime:
+    """This moment."""
+    return datetime.now(UTC)
+
+
 def decision_id(at: datetime = START) -> str:
     """A new ID, of a decision made at `at`; later ones are larger."""
     return f"{first_id(at)}{'ab' * 6}{next(_count):08x}"
