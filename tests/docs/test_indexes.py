@@ -40,7 +40,9 @@ def test_it_names_every_module(package: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda one: str(one.relative_to(ROOT)))
 def test_it_names_nothing_else(package: Path) -> None:
-    """What an index names at the beginning of a line, behind two spaces its description, is there."""
-    entries = (entry for text in ENTRY.findall(index(package)) for entry in re.findall(r"\w+", text))
+    """What an index names as a line begins, behind two spaces its description, is there."""
+    entries = (
+        entry for text in ENTRY.findall(index(package)) for entry in re.findall(r"\w+", text)
+    )
     there = {path.name.removesuffix(".py") for path in package.iterdir()}
     assert not set(entries) - there - {"and"}
