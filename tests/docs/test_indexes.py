@@ -15,7 +15,7 @@ PACKAGES = sorted(
     if file.parent != GENERATED
 )
 # A line of an index: one name or several, and behind two spaces what they are.
-ENTRY = re.compile(r"^ *((?:\w+/?(?:, )?)+)(?: {2,}|$)", re.MULTILINE)
+ENTRY = re.compile(r"^ *(\w+/?(?:, \w+/?)*)(?: {2,}|$)", re.MULTILINE)
 STORE = ROOT / "policyd" / "store"
 # `policyd.policies` finds its modules by itself, and so does Alembic.
 FOUND = {ROOT / "policyd" / "policies", STORE / "migrations", STORE / "migrations" / "versions"}
