@@ -24,7 +24,7 @@ from gateway.describe import Scope, http_request, is_too_large, text
 from gateway.end_users import EndUserHeaders
 from gateway.exchange import Exchange
 from gateway.headers import read_request
-from gateway.intake import Intake, Refused
+from gateway.intake import Intake, Rejected
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import local_client, policyd_client
 from gateway.settings import Settings
@@ -219,8 +219,8 @@ class Gateway:
             body, attributes = await self._intake.read(
                 request, exchange.receive, exchange.headers, exchange.held
             )
-        except Refused as refused:
-            await exchange.reply(refused.reply)
+        except Rejected as rejected:
+            await exchange.reply(rejected.reply)
             return
         asked = _described(exchange, request, attributes)
         exchange.asked = time.perf_counter_ns()

@@ -25,7 +25,7 @@ CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]
 Tell = Callable[[str, PolicydError], None]
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The body is not taken in. The client gets `reply`."""
 
     def __init__(self, reply: Reply) -> None:
@@ -68,7 +68,7 @@ class Intake:
     ) -> tuple[Body, BodyAttributes]:
         """The body, and its attributes, which are NOT_READ out of scope.
 
-        `headers` are all that the request has. Raises Refused or ClientGone.
+        `headers` are all that the request has. Raises Rejected or ClientGone.
         """
         coming = _Coming(receive, headers.content_length)
         if not request.target.in_scope:
@@ -97,7 +97,7 @@ class Intake:
             async with asyncio.timeout(self._settings.body_timeout):
                 await coming.take(limit, held)
         except TimeoutError:
-            raise Refused(TOO_SLOW) from None
+            raise Rejected(TOO_SLOW) from None
         except BodiesFull as problem:
             raise self._full(problem) from None
 
@@ -128,11 +128,11 @@ class Intake:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 return True
             self._tell("refused", problem)
-            raise Refused(NO_DECISION) from None
+            raise Rejected(NO_DECISION) from None
 
-    def _full(self, problem: BodiesFull) -> Refused:
+    def _full(self, problem: BodiesFull) -> Rejected:
         self._tell("refused", problem)
-        return Refused(replies.BODIES_FULL)
+        return Rejected(replies.BODIES_FULL)
 
 
 class _Coming:

@@ -38,7 +38,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
     assert "<bdi>many" not in of_key
     assert ">100%<" in of_key
     long_ago = (await admin.get("/users?period=days&since=2020-01-01&until=2020-02-01")).text
-    assert "No end users in this time" in long_ago
+    assert "No end users in this period" in long_ago
 
 
 async def test_many_users(console: Console, admin: Visitor) -> None:

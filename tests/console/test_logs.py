@@ -26,7 +26,7 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     assert "Point a client at the gateway" in (await admin.get("/")).text
     empty = (await admin.get("/logs")).text
     assert "No decisions yet" in empty
-    assert "No end users in this time" in (await admin.get("/users")).text
+    assert "No end users in this period" in (await admin.get("/users")).text
     path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
     console.store.log.append([record(utc_now())])

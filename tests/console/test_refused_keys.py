@@ -15,7 +15,7 @@ SOURCES = ("192.0.2.1", "others", "")
 async def test_refused_keys(console: Console, admin: Visitor) -> None:
     """Refused keys have their own number, sources and samples, and count as no policy's blocks."""
     at = utc_now()
-    assert "None in this time" in (await admin.get("/refused")).text
+    assert "None in this period" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
     console.store.log.append(
         [RefusedKeyCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]

@@ -97,9 +97,9 @@ def _told(request: Request) -> str:
     # A link may name any key: only those that are revoked are reported as revoked.
     revoked = [key.name for key in keys if key.revoked_at]
     if len(revoked) == 1:
-        return f"“{revoked[0]}” is revoked. Requests with it are refused within a second."
+        return f"“{revoked[0]}” is revoked. Requests with it are denied within a second."
     if revoked:
-        return f"{len(revoked)} keys are revoked. Requests with them are refused within a second."
+        return f"{len(revoked)} keys are revoked. Requests with them are denied within a second."
     changed = asked.get("changed", "")
     if not (changed.isascii() and changed.isdecimal() and len(changed) < 4):
         return ""
