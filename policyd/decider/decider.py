@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from policyd.decider import log_entries
 from policyd.decider.decision_ids import DecisionIds
-from policyd.decider.policy_failures import PolicyFailures
+from policyd.decider.evaluator import Evaluator, settings_of
 from policyd.decision_log.record import Outcome
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
@@ -19,14 +19,10 @@ from policyd.descriptor.headers import NO_HEADERS
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.pieces import Pieces
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import KeySettings, RouteSettings
-from policyd.engine.states import Credential
-from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
-from policyd.keys import api_key
+from policyd.errors import InvalidArgument, InvalidDescriptor
 from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
-from policyd.policies import decide
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -39,7 +35,6 @@ MAX_BATCH = 1000
 """Items in one batch, at most."""
 MAX_BATCH_BODIES = 16 * 2**20
 """Bytes to which the raw bodies of one batch may decompress, together."""
-_GIVEN = Credential.GIVEN
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
 
@@ -67,18 +62,13 @@ class Decider:
         traces: "DecisionTraces | None" = None,
     ) -> None:
         self._keys = keys
-        self._defaults = defaults
         self._metrics = metrics
         self._watching = tuple(one for one in (metrics, access) if one is not None)
         self._traces = traces
         self._log = metrics.logging(log) if metrics else log
-        self._read = (
-            metrics.describe.timed(evaluate_request.read) if metrics else evaluate_request.read
-        )
-        self._decide = metrics.decide.timed(decide) if metrics else decide
-        self._ids = DecisionIds(process, clock)
         self._bodies = bodies
-        self.failures = PolicyFailures()
+        evaluator = Evaluator(keys, defaults, DecisionIds(process, clock), metrics, traces)
+        self._evaluate = evaluator.evaluate
 
     @property
     def revision(self) -> int:
@@ -156,10 +146,7 @@ class Decider:
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
         self._keys.check_known()
-        return self._settings_of(*evaluate_request.credential(request))
-
-    def _settings_of(self, credential: Credential, key: str) -> KeySettings | None:
-        return self._keys.settings(api_key.digest(key)) if credential is _GIVEN else None
+        return settings_of(self._keys, *evaluate_request.credential(request))
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
         """Bytes that a raw body may have when it is decompressed; 0 where it is not read."""
@@ -294,68 +281,3 @@ class Decider:
                     else None
                 )
         return attributes
-
-    def _evaluate(
-        self,
-        request: pb.EvaluateRequest,
-        route: RouteSettings,
-        trusted: frozenset[str],
-        span: "Span | None",
-        body: BodyAttributes | None,
-    ) -> tuple[pb.EvaluateResponse, Entry]:
-        if span is None or self._traces is None:
-            return self._decided(request, route, trusted, body)
-        with span.child("decide"):
-            response, record = self._decided(request, route, trusted, body, span.context.trace)
-        self._traces.decided(span, record, response.trace_id)
-        return response, record
-
-    def _decided(
-        self,
-        request: pb.EvaluateRequest,
-        route: RouteSettings,
-        trusted: frozenset[str],
-        body: BodyAttributes | None,
-        trace_id: str = "",
-    ) -> tuple[pb.EvaluateResponse, Entry]:
-        """The decision, and the entry of the log. `body` are the attributes of its raw body, where
-        that was read; `trace_id` is logged where the request gives none."""
-        revision = self._keys.revision
-        if request.min_revision > revision:
-            raise RevisionNotReached(f"settings are at revision {revision}: ask again")
-        self._keys.check_known()
-        heading = evaluate_request.read_heading(request)
-        settings = self._settings_of(heading.credential, heading.key)
-        # A request without a valid key is denied whatever its body holds.
-        accept = route.accept or (settings.accept if settings else IDENTIFIERS)
-        reading = self._read(
-            request,
-            heading,
-            reads_body=settings is not None,
-            body=body,
-            accept=accept,
-            trusted=trusted,
-        )
-        if trace_id and not reading.trace_id:
-            reading = reading._replace(trace_id=trace_id)
-        decision_input = reading.decision_input
-        decision = self._decide(decision_input, settings, self._defaults.policies, route)
-        if decision.missing:
-            raise InvalidDescriptor("; ".join(decision.missing))
-        if decision.failures:
-            self.failures.add(decision.failures)
-        response = pb.EvaluateResponse()
-        answer = evaluate_request.answer(decision)
-        response.CopyFrom(answer)
-        response.decision_id = (
-            self._ids.repeatable(request, answer) if request.idempotency_key else self._ids.next()
-        )
-        response.revision = revision
-        if settings is not None:
-            response.api_key_id = settings.key_id
-        # Without a key in force it is not known whether the endpoint is out of scope for it.
-        if decision_input.target.path and (settings is None or decision.explanation.in_scope):
-            response.upstream_path = decision_input.target.path
-        if reading.trace_id:
-            response.trace_id = reading.trace_id
-        return response, log_entries.record(request, reading, decision, response)
