@@ -14,7 +14,7 @@
     tls_files      certificates, keys and authorities, checked before they are used
     crew           the workers of one server, and the operator's signals
     child, parent  a worker process as its parent sees it, and the parent as the worker sees it
-    child_start    how a worker process begins
+    start          how a worker process begins
     threads        threads for calls that block, some for each purpose
     deadline       how long a thread may still wait for a database
     database_url   whether a database is a file

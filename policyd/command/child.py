@@ -104,7 +104,7 @@ class Child:
         """
         self._does_its_work.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "policyd.command.child_start", self._module, *log_arguments()),
+            *(sys.executable, "-m", "policyd.command.start", self._module, *log_arguments()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=tuple(self._sockets.values()),

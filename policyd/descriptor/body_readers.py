@@ -35,7 +35,7 @@ _NO_TURN = "too many large request bodies wait to be read. Try again"
 _MAX_ANSWER = 2**20
 """Bytes of an answer, which holds identifiers and names within bounds of their own."""
 _Started = tuple[subprocess.Popen[bytes], socket.socket]
-_CHILD = "policyd.command.child_start"
+_CHILD = "policyd.command.start"
 _COMMAND = (sys.executable, "-m", _CHILD, "policyd.descriptor.reader_process")
 
 

@@ -65,7 +65,7 @@ def test_a_child_that_starts(tmp_path: Path) -> None:
         "print(__name__, sys.argv[1:])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "policyd.command.child_start", "slow", "info"],
+        [sys.executable, "-m", "policyd.command.start", "slow", "info"],
         capture_output=True,
         env=environment({"PYTHONPATH": str(tmp_path)}),
         timeout=60,

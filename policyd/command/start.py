@@ -1,4 +1,4 @@
-"""How a child process starts: with `python -m policyd.command.child_start MODULE …` in place of
+"""How a child process starts: with `python -m policyd.command.start MODULE …` in place of
 `python -m MODULE …`.
 
 Ctrl-C on a terminal reaches every process of a server, but a child is ended by its parent. One that
