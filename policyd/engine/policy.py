@@ -145,13 +145,13 @@ def parse_setting(policy: Policy, text: str) -> Setting:
 
     Raises ValueError, which names cause and fix.
     """
-    word, colon, value = text.partition(":")
+    word, _, value = text.partition(":")
     mode = MODES.get(word.strip().lower())
     if mode is None:
         raise ValueError(f"{policy.name} takes {policy.kind.usage}, not {text[:64]!r}")
     if mode is Mode.OFF and not value:
         return Setting(mode)
-    return Setting(mode, checked_value(policy, value if colon else ""))
+    return Setting(mode, checked_value(policy, value))
 
 
 def checked_value(policy: Policy, value: str) -> str:
