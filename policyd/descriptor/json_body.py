@@ -42,7 +42,7 @@ _MAX_BLANK = 1024
 
 
 def read(
-    body: bytes, content_type: str, content_encoding: str, limit: int, in_session: bool = False
+    body: bytes, content_type: str, content_encoding: str, limit: int, in_session: bool
 ) -> BodyAttributes:
     """The attributes of a JSON object. Raises UnreadableBody.
 

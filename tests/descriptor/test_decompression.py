@@ -87,3 +87,4 @@ def test_the_bounds() -> None:
         with pytest.raises(UnreadableBody) as raised:
             read("deflate", three_pieces(), limit, most)
         assert raised.value.state is UserState.TOO_LARGE
+        assert str(raised.value) == "TOO_LARGE"

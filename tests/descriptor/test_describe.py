@@ -18,11 +18,15 @@ from gateway.intake import Intake
 from gateway.settings import Settings
 from policyd.command.address import Address
 from policyd.descriptor import describe as describing
+from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
 from policyd.descriptor.identifiers import MAX_VALUE
 from policyd.descriptor.pieces import Pieces
+from policyd.engine import endpoints
+from policyd.engine.places import SAFETY_HEADER
+from policyd.engine.states import Number, NumberState
 from policyd.errors import BodiesFull
 from policyd.http import check
 from policyd.http.request import Request
@@ -376,3 +380,60 @@ def test_a_header_that_is_not_utf8(name: str) -> None:
     scope = {"method": "POST", "client": None, "query_string": b""}
     described = describe(http_request(scope, CHAT, headers, ""))
     assert described.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "is_described"),
+    [
+        (CHAT, SAFETY_HEADER, False),
+        ("/v1/realtime/sessions", SAFETY_HEADER, True),
+        ("/v1/models", SAFETY_HEADER, False),
+        ("/v1/realtime/sessions", "x-other", False),
+    ],
+)
+def test_the_endpoints_own_header(path: str, given: str, is_described: bool) -> None:
+    """The header in which an endpoint takes an end user is described for that endpoint alone."""
+    described = describe(HttpRequest("POST", path, "", {given: ["alice"]}))
+    own = [(given, "alice")] if is_described else []
+    assert [(header.name, header.value) for header in described.headers] == own
+
+
+@pytest.mark.parametrize(
+    ("values", "is_described"),
+    [
+        ([], False),
+        (["00-ab-cd-01"], True),
+        (["00-ab-cd-01", "00-ab-cd-01"], False),
+        (["00-ab-cd-01", "00-ab-ef-01", ""], False),
+        (["0" * MAX_REMARK], True),
+        (["0" * (MAX_REMARK + 1)], False),
+    ],
+)
+def test_the_callers_trace(values: list[str], is_described: bool) -> None:
+    """What names the caller's trace is described if it stands there once and is not too long."""
+    described = describe(_request(headers=[("traceparent", value) for value in values]))
+    own = [("traceparent", values[0])] if is_described else []
+    assert [(header.name, header.value) for header in described.headers] == own
+
+
+@pytest.mark.parametrize("state", [NumberState.ABSENT, NumberState.INVALID])
+def test_numbers_that_are_none(state: NumberState) -> None:
+    """Of a number that a body does not give, the descriptor has the state alone."""
+    given = read_body(BODY, "", "", None)._replace(
+        token_limit=Number(state, 5), choices=Number(state, 5), prompt_chars=Number(state, 5)
+    )
+    described = describe(_request(), given)
+    assert (described.token_limit_state, described.prompt_characters_state) == (state, state)
+    for name in ("token_limit", "choices", "prompt_characters"):
+        assert not described.HasField(name)
+
+
+@pytest.mark.parametrize(
+    ("method", "overriding"),
+    [("POST", ()), ("post", ()), ("", ()), ("GET", (("x-http-method-override", "POST"),))],
+)
+def test_what_overrides_the_method(method: str, overriding: Pairs) -> None:
+    """Nothing overrides the method of a POST. What makes a POST of another method is in scope."""
+    request = HttpRequest(method, CHAT, "_method=post", {})
+    assert request.overriding == overriding
+    assert request.target == endpoints.resolve("POST", CHAT)

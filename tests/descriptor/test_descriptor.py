@@ -143,6 +143,21 @@ def test_compressed(coding: str) -> None:
     assert state(data, coding=f"identity,{coding}") is UserState.VALID
 
 
+def test_the_list_of_codings() -> None:
+    """An element that is empty, as any list in a header may have, stands for no coding."""
+    for coding in ("gzip,", ", gzip", "gzip, ,identity", "\tgzip\t", "gzip".rjust(256)):
+        assert state(gzip.compress(GOOD), coding=coding) is UserState.VALID
+    assert state(GOOD, coding=",") is UserState.VALID
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_the_bound_of_a_compressed_body(coding: str) -> None:
+    """A body may decompress to its bound, to the byte."""
+    data = CODINGS[coding](GOOD.ljust(1000))
+    assert read(data, coding=coding, limit=1000).user.state is UserState.VALID
+    assert read(data, coding=coding, limit=999).user.state is UserState.TOO_LARGE
+
+
 @pytest.mark.parametrize("coding", CODINGS)
 def test_damaged(coding: str) -> None:
     """Half a stream, a stream with bytes behind it, and no stream at all are unreadable."""
@@ -380,8 +395,21 @@ def test_a_coded_body_that_begins_like_json() -> None:
     assert (
         state(brotli_like_json(form(('name="user"', b"a"))), FORM, "br") is UserState.BAD_ENCODING
     )
-    for begin in (b"{", b" \r\n\t{", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b"\0{", b"/*", b" " * 2000):
+    for begin in (
+        b"{",
+        b" \r\n\t{",
+        b"\xef\xbb\xbf{",
+        b"\xff\xfe{\0",
+        b"\0{",
+        b"/*",
+        b"/* a */{",
+        b"//",
+        b"// a\n{",
+        b" " * 2000,
+    ):
         assert json_body.begins_like_json(begin)
+    for begin in (b"[", b"/", b"/{", b"a{", b'"', b"\x1f\x8b{"):
+        assert not json_body.begins_like_json(begin)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -398,7 +426,13 @@ def test_a_coded_form_that_reads_as_another(coding: str) -> None:
     assert read(with_other, FORM, "gzip").user.state is UserState.BAD_ENCODING
 
 
-@pytest.mark.parametrize("coding", ["snappy", "gzip, snappy", "gzip gzip", "gzip," * 5])
+@pytest.mark.parametrize(
+    "coding",
+    [
+        *("snappy", "gzip, snappy", "gzip gzip", "gzip," * 5),
+        *("gzip\u00a0", "gzip\n", "\x0bgzip", "gzip".rjust(257)),
+    ],
+)
 def test_unknown_codings(coding: str) -> None:
     """A body with an unknown coding, or with too many codings, is unreadable."""
     assert state(GOOD, coding=coding) is UserState.UNSUPPORTED_ENCODING

@@ -193,6 +193,13 @@ def test_what_counts(body: bytes, expected: int) -> None:
     assert chars(body) == (NumberState.GIVEN, expected)
 
 
+def test_numbers() -> None:
+    """Numbers count as tokens only where they are asked for."""
+    raw = b'[1,[2,"ab"],-3]'
+    assert prompt.characters(memoryview(raw)) == prompt.in_any_shape(raw) == 2
+    assert prompt.characters(memoryview(raw), with_tokens=True) == 14
+
+
 def test_a_large_prompt() -> None:
     """A prompt that is read in pieces has as many characters as one that is read at once."""
     message = (
@@ -203,6 +210,8 @@ def test_a_large_prompt() -> None:
         raw = f'[{message * count}"end"]'.encode()
         assert prompt.characters(memoryview(raw), with_tokens=True) == 21 * count + 3
     assert len(raw) > prompt._AT_ONCE
+    for size in (prompt._AT_ONCE - 2, prompt._AT_ONCE):
+        assert prompt.in_any_shape(b'"' + b"a" * size + b'"') == size
     assert chars(b'{"input":[' + message.encode() + b'""]}') == (NumberState.GIVEN, 21)
 
 

@@ -121,6 +121,7 @@ def test_both_ways(seed: int) -> None:
         ('"abc"', 3),
         ('[ "abc" , "\\u00e9\\n" ]', 5),
         (message('"a:b"', '"c"'), 4),
+        (message('"\u00e9:b"', '":\\n:"'), 6),
         (message("[]"), 0),
         (message(PARTS % '{"url":"data:image/png;base64,AAAA","detail":"low"}'), 3),
         (message(PARTS % '{"url":"a\\u00e9"}'), 3),
