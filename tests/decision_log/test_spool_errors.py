@@ -30,6 +30,7 @@ from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogFull, LogUnwritable, SettingsError
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.open_files import open_files
 from tests.support.processes import Policyd
 from tests.support.records import outcome, record
 from tests.support.requirements import missing
@@ -167,7 +168,7 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
     """
     kernel = Failing(call, number, spared=call == "open")  # The folder itself exists.
     kernel.fails = True
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     if number in FULL:
         case = Case(folder, kernel, (False, False))
         await case.ask(2)
@@ -179,7 +180,7 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
     else:
         with pytest.raises(SettingsError, match="cannot be used"):
             Case(folder, kernel, (True, True))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 async def test_outcomes_are_never_dropped(folder: Path) -> None:

@@ -12,10 +12,7 @@ from policyd.decision_log import spool
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.spool.folder import unusable
 from policyd.errors import NoRoom, SettingsError
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+from tests.support.open_files import open_files
 
 
 def test_the_database_of_a_folder(tmp_path: Path) -> None:

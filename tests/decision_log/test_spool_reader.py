@@ -52,10 +52,6 @@ def read(reader: SpoolReader, size: int = LIMIT) -> list[Chunk]:
     return chunks
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_no_other_user_may_read_it(tmp_path: Path) -> None:
     """Folder and files are for their owner alone, whatever the process's umask."""
     before = os.umask(0)
