@@ -12,6 +12,7 @@ import pytest
 from policyd.decision_log import spool
 from policyd.decision_log.spool import Chunk, SpoolReader, SpoolWriter
 from policyd.decision_log.spool.system import System
+from tests.support.open_files import open_files
 
 LIMIT = 2**20
 
