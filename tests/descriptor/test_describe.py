@@ -423,7 +423,8 @@ def test_numbers_that_are_none(state: NumberState) -> None:
         token_limit=Number(state, 5), choices=Number(state, 5), prompt_chars=Number(state, 5)
     )
     described = describe(_request(), given)
-    assert (described.token_limit_state, described.prompt_characters_state) == (state, state)
+    number = pb.NumberState.ValueType(state)
+    assert (described.token_limit_state, described.prompt_characters_state) == (number, number)
     for name in ("token_limit", "choices", "prompt_characters"):
         assert not described.HasField(name)
 

@@ -66,6 +66,8 @@ def test_invalid_utf8() -> None:
     """A body that is not UTF-8 is not JSON, wherever the bad bytes stand."""
     assert state(b'{"user": "alice", "x": "\xff"}') is UserState.NOT_JSON
     assert state(b'{"user": "\xff"}') is UserState.NOT_JSON
+    for begin in (b"{}", b"[]"):
+        assert state(begin + b"\xc3") is state(b"\xc3" + begin) is UserState.NOT_JSON
 
 
 def test_byte_order_mark() -> None:

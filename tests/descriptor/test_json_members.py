@@ -15,7 +15,9 @@ from policyd.engine.states import UserState
 WANTED = frozenset({"user", "model", ""})
 # What makes each way take its turn: a small body, a larger one, and one with a repeated name.
 WAYS = {"glance": "", "walk": f'"pad": "{"x" * 9000}"', "scan": '"pad": 1, "pad": [{}]'}
-NAMES = st.sampled_from(["user", "User", "u\\u0073er", "a:b", "a", "", "model", "\\\\", "[{"])
+NAMES = st.sampled_from(
+    ["user", "User", "u\\u0073er", "a:b", "a\\u003ab", "a", "", "model", "\\\\", "[{"]
+)
 SCALARS = st.sampled_from(
     ["1", "-0.5e3", "true", "null", '""', '"a"', '"\\""', '"]}:,{["', '"\\\\"', '"é"']
 )
@@ -93,9 +95,47 @@ def test_the_depth_of_trees(kind: str, fan: int, depth: int) -> None:
         assert problem.value.state is UserState.TOO_COMPLEX
 
 
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, MAX_DEPTH + 2])
+@pytest.mark.parametrize("outer", ["{", "["])
+@pytest.mark.parametrize("bushes", [0, 200, 300, 1000])
+def test_the_depth_beside_many_bushes(depth: int, outer: str, bushes: int) -> None:
+    """A chain as deep as JSON may nest is known beside what makes the rest of it shallow."""
+    opening, closing = {"{": ('{"a":[', "]}"), "[": ('[{"a":', "}]")}[outer]
+    pairs, odd = divmod(depth - 2, 2)
+    chain = opening * pairs + "{}" * odd + ("" if odd or outer == "{" else "0") + closing * pairs
+    bush = '[{"a":[{},{},{},{}]}],'
+    body = f'{{"user": "a", "x": [{bush * bushes}{chain}]}}'
+    if depth <= MAX_DEPTH:
+        assert actual(body) == {"user": [("user", "a")]}
+        return
+    with pytest.raises(UnreadableBody) as problem:
+        json_members.members(body.encode(), WANTED)
+    assert problem.value.state is UserState.TOO_COMPLEX
+
+
+@pytest.mark.parametrize("text", ['"', "\\", '\\"', "\n", "x"])
+def test_words_and_escapes_beside_brackets(text: str) -> None:
+    """What stands between brackets, or is escaped in a string, does not count as one of them."""
+    string = json.dumps(text)
+    nested = "[null,true,false," * (MAX_DEPTH - 1) + "0" + "]" * (MAX_DEPTH - 1)
+    body = f'{{"x": {string}, "y": {nested}, "z": [{string}, [], {{}}], "user": {string}}}'
+    assert actual(body) == {"user": [("user", text)]}
+
+
+@pytest.mark.parametrize("mark", [":", "::", '\\":', "{"])
+def test_many_marks_in_a_string(mark: str) -> None:
+    """A member is found beside a string with more marks than a body may have members."""
+    text = mark * (json_members.MAX_WALKED + 1)
+    assert actual(f'{{"x": "{text}", "user": "a"}}') == {"user": [("user", "a")]}
+    repeated = actual(f'{{"x": "{text}", "user": "a", "user": "b"}}')
+    assert repeated == {"user": [("user", "a"), ("user", "b")]}
+
+
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_many_members(more: int) -> None:
     """A member is found beside as many as the library takes apart, and beside more."""
-    others = ", ".join(f'"m{number}": 1' for number in range(json_members.MAX_WALKED - 1 + more))
-    found = actual(f'{{{others}, "user": "a", "User": "b"}}')
+    others = ", ".join(f'"m{number}": 1' for number in range(json_members.MAX_WALKED - 2 + more))
+    body = f'{{{others}, "user": "a", "User": "b"}}'
+    assert (json_members._values(body.encode()) is None) is (more > 0)
+    found = actual(body)
     assert found == {"user": [("user", "a"), ("User", "b")]}
