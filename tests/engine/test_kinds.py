@@ -129,7 +129,7 @@ def test_a_switch_has_no_value() -> None:
     """A switch rejects a value, with an error that repeats its first characters."""
     assert Switch().canonical("") == ""
     assert Switch().parse("") is True
-    with pytest.raises(ValueError, match="^it takes no value, but 'true' was given$"):
+    with pytest.raises(ValueError, match=r"^it takes no value, but 'true' was given$"):
         Switch().parse("true")
     with pytest.raises(ValueError, match=f"^it takes no value, but '{'x' * 64}' was given$"):
         Switch().canonical("x" * 65)
