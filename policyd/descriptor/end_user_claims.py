@@ -157,8 +157,7 @@ def _or_worse(one: EndUser, other: EndUser) -> EndUser:
     if one.state is _VALID and one.value is None and other.state is _VALID:
         return other
     state = max(one.state, other.state)
-    value = other.value if one.value is None else one.value
-    return EndUser(one.place, state, value if state is _VALID else None)
+    return EndUser(one.place, state, one.value if state is _VALID else None)
 
 
 def _string(place: str, text: str) -> EndUser:

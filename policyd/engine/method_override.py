@@ -5,7 +5,7 @@ request that they may take for a POST is judged as one. A form's fields are not 
 may have the field, and no endpoint takes a form by another method.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from urllib.parse import unquote_plus
 
@@ -15,18 +15,11 @@ _POST = "post"
 _FIELD = "_method"
 _DESCRIBED = (("x-http-method-override", "POST"),)
 
-
-def _spellings(name: str) -> Iterable[str]:
-    # Some upstreams read an underscore as a dash.
-    words = name.split("-")
-    for joints in product("-_", repeat=len(words) - 1):
-        yield "".join(word + joint for word, joint in zip(words, (*joints, ""), strict=True))
-
-
+# Some upstreams read an underscore as a dash.
 HEADERS = frozenset(
-    spelling
+    name.replace("-", "{}").format(*joints)
     for name in ("x-http-method-override", "x-http-method", "x-method-override")
-    for spelling in _spellings(name)
+    for joints in product("-_", repeat=name.count("-"))
 )
 """The headers that override the method, in lower case."""
 

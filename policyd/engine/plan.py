@@ -52,8 +52,8 @@ def _plan(policy: Policy, route: Settings, key: Settings, defaults: Settings) ->
         (setting_of(key, policy.name), Source.KEY),
         (setting_of(defaults, policy.name), Source.DEFAULT),
     )
-    off = Setting(Mode.OFF), Source.DEFAULT
-    setting, source = next((one for one in levels if one[0].mode), off)
+    nothing = Setting(), Source.DEFAULT
+    setting, source = next((one for one in levels if one[0].mode), nothing)
     override = next((one.override for one, _ in levels if one.override), Override.ANY)
     mode = setting.mode or Mode.OFF
     return _made(policy, mode, setting.value, source, override, Ignored.NOT_IGNORED)

@@ -127,6 +127,26 @@ PLACE = "metadata.user_id"
             (),
             EndUser(PLACE, ABSENT),
         ),
+        (
+            asked(
+                end_users=[
+                    pb.EndUser(place=PLACE, state=pb.USER_STATE_ABSENT),
+                    pb.EndUser(place=PLACE, value="u"),
+                ]
+            ),
+            (),
+            EndUser(PLACE, ABSENT),
+        ),
+        (
+            asked(
+                end_users=[
+                    pb.EndUser(place=PLACE, state=pb.USER_STATE_VALID),
+                    pb.EndUser(place=PLACE),
+                ]
+            ),
+            (),
+            EndUser(PLACE, VALID),
+        ),
         (asked(headers=("X-Person: u",)), (), None),
         (asked(headers=("X-Person: u",)), ("x-person",), EndUser("header:x-person", VALID, "u")),
         (
@@ -156,6 +176,42 @@ def test_further_places(
     assert [one for one in users if one.place == place] == ([found] if found else [])
 
 
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        (asked(), EndUser("user", VALID)),
+        (asked(user="u"), EndUser("user", VALID, "u")),
+        (asked('{"user":"u"}'), EndUser("user", VALID, "u")),
+        # The body goes upstream, so the value that it has comes first.
+        (asked('{"user":"u"}', user="v"), EndUser("user", VALID, "u")),
+        (asked('{"user":"u"}', has_user=False), EndUser("user", ABSENT)),
+        (asked('{"user":"u"}', user=""), EndUser("user", UserState.EMPTY)),
+        (asked("{}", user="u"), EndUser("user", ABSENT)),
+        (
+            asked(safety_identifier="u" * 128),
+            EndUser("safety_identifier", VALID, "u" * 128),
+        ),
+        (
+            asked("{}", safety_identifier="u" * 129),
+            EndUser("safety_identifier", UserState.TOO_LONG),
+        ),
+    ],
+)
+def test_the_first_places(message: pb.EvaluateRequest, found: EndUser) -> None:
+    """The worst that is claimed of a place counts, with the value that some claim has."""
+    users = read(message).decision_input.end_users
+    assert [one for one in users if one.place == found.place] == [found]
+
+
+def test_nothing_is_known() -> None:
+    """A request in scope of which nothing is claimed is an error; out of scope, it is none."""
+    message = pb.EvaluateRequest(method="POST", path="/v1/chat/completions")
+    with pytest.raises(InvalidDescriptor, match="set has_user, user_state or user, or send the"):
+        read(message)
+    message.path = "/v1/other"
+    assert read(message).decision_input.end_users == ()
+
+
 def test_a_header_beside_a_body_that_cannot_be_read() -> None:
     """A trusted header does not make up for a body that cannot be read."""
     message = asked("{", headers=("X-Person: u",))
@@ -164,6 +220,7 @@ def test_a_header_beside_a_body_that_cannot_be_read() -> None:
     states = {one.place: one.state for one in found.end_users}
     assert states.keys() >= {"header:x-person", "user", "safety_identifier"}
     assert set(states.values()) == {UserState.NOT_JSON}
+    assert {one.value for one in found.end_users} == {None}
     assert found.unreadable is UserState.NOT_JSON
 
 
@@ -200,6 +257,8 @@ def test_the_endpoints_own_header() -> None:
 @pytest.mark.parametrize(
     ("fields", "name", "kind"),
     [
+        ({"user_state": 99}, "user_state", "UserState"),
+        ({"safety_identifier_state": 99}, "safety_identifier_state", "UserState"),
         ({"model_state": 99}, "model_state", "ModelState"),
         ({"model_state": len(pb.ModelState.keys())}, "model_state", "ModelState"),
         ({"token_limit_state": 99}, "token_limit_state", "NumberState"),
@@ -220,15 +279,27 @@ def test_numbers_of_no_member(fields: dict[str, Any], name: str, kind: str) -> N
         read(asked(**fields))
 
 
+SEE_END_USER = "see EndUser in policy.proto"
+
+
 @pytest.mark.parametrize(
-    "end_user",
+    ("end_user", "error"),
     [
-        pb.EndUser(place="user", value="u"),
-        pb.EndUser(place="messages", value="u"),
-        pb.EndUser(place=PLACE, state=99),  # type: ignore[arg-type]  # It is no member.
+        (
+            pb.EndUser(place="user", value="u"),
+            f"end_users cannot name the place 'user': {SEE_END_USER}",
+        ),
+        (
+            pb.EndUser(place="m" * 81, value="u"),
+            f"end_users cannot name the place '{'m' * 80}': {SEE_END_USER}",
+        ),
+        (
+            pb.EndUser(place=PLACE, state=99),  # type: ignore[arg-type]  # It is no member.
+            "end_users.state has no value 99: see UserState in policy.proto",
+        ),
     ],
 )
-def test_malformed_end_users(end_user: pb.EndUser) -> None:
+def test_malformed_end_users(end_user: pb.EndUser, error: str) -> None:
     """An end user in a place or a state that the protos do not know is an error."""
-    with pytest.raises(InvalidDescriptor, match=r"policy\.proto"):
+    with pytest.raises(InvalidDescriptor, match=f"^{re.escape(error)}$"):
         read(asked(end_users=[end_user]))

@@ -8,7 +8,14 @@ from functools import cache
 import pytest
 import regex
 
-from policyd.descriptor.identifiers import MAX_VALUE, classify, is_blank
+from policyd.descriptor.identifiers import (
+    MAX_VALUE,
+    MISSING,
+    Identifier,
+    classify,
+    from_value,
+    is_blank,
+)
 from policyd.engine.places import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER
 from policyd.engine.states import UserState
 
@@ -70,6 +77,30 @@ def test_what_names_an_end_user(value: str) -> None:
     """Letters, digits and symbols name an end user, as do private-use and unassigned characters."""
     assert classify(value) is UserState.VALID
     assert classify(f"\u3164{value}\u2800") is UserState.VALID
+
+
+@pytest.mark.parametrize(
+    ("value", "identifier", "found"),
+    [
+        ("ada", USER, Identifier(UserState.VALID, "ada")),
+        ("a" * 1025, USER, Identifier(UserState.VALID, "a" * 1024)),
+        ("a" * 129, SAFETY_IDENTIFIER, Identifier(UserState.TOO_LONG, "a" * 129)),
+        ("", USER, Identifier(UserState.EMPTY)),
+        (MISSING, USER, Identifier(UserState.ABSENT)),
+        (None, USER, Identifier(UserState.EMPTY)),
+        (False, USER, Identifier(UserState.EMPTY)),
+        (0, USER, Identifier(UserState.EMPTY)),
+        (-0.0, USER, Identifier(UserState.EMPTY)),
+        (True, USER, Identifier(UserState.NOT_STRING)),
+        (7, USER, Identifier(UserState.NOT_STRING)),
+        (0.5, USER, Identifier(UserState.NOT_STRING)),
+        ([], USER, Identifier(UserState.NOT_STRING)),
+        ({}, USER, Identifier(UserState.NOT_STRING)),
+    ],
+)
+def test_a_value_of_json(value: object, identifier: str, found: Identifier) -> None:
+    """A value that a JSON reader gives counts as it does in a body: null, false and 0 are empty."""
+    assert from_value(value, identifier) == found
 
 
 def test_lengths() -> None:

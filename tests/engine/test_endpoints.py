@@ -226,6 +226,20 @@ def test_the_method_in_force() -> None:
     assert method_override.in_force("PUT", [], "") == "PUT"
 
 
+def test_headers_that_override_the_method() -> None:
+    """Three headers do, each with a dash or an underscore between any two of its words."""
+    spelt = {
+        *("x-http-method", "x-http_method", "x_http-method", "x_http_method"),
+        *("x-method-override", "x-method_override", "x_method-override", "x_method_override"),
+        *("x-http-method-override", "x-http-method_override", "x-http_method-override"),
+        *("x-http_method_override", "x_http-method-override", "x_http-method_override"),
+        *("x_http_method-override", "x_http_method_override"),
+    }
+    assert spelt == method_override.HEADERS
+    for name in spelt:
+        assert method_override.in_force("GET", [(name, "POST")], "") == "POST"
+
+
 @pytest.mark.parametrize(
     "accept",
     [IDENTIFIERS, BODY_PLACES, ("header:x-user",), tuple(f"header:x-{n}" for n in range(8))],
@@ -239,6 +253,7 @@ def test_accepted_places(accept: tuple[str, ...]) -> None:
 REJECTED = {
     (): "accept is empty: name at least one of user, ",
     ("user", "users"): "accept names 'users', in which no end user can stand: name user, ",
+    ("x" * 81,): f"accept names '{'x' * 80}', in which no end user can stand",
     ("header:X-User",): "(a header's name in lower case)",
     ("header:",): "no end user can stand",
     ("header:" + "x" * 65,): "no end user can stand",

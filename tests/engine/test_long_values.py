@@ -3,7 +3,7 @@
 from policyd.decision_log.inputs import override_texts
 from policyd.descriptor import evaluate_request
 from policyd.engine import endpoints
-from policyd.engine.model import MAX_TOLD, DecisionInput
+from policyd.engine.model import MAX_TOLD, DecisionInput, cut
 from policyd.engine.places import USER, EndUser, Target
 from policyd.engine.plan import overridden
 from policyd.engine.settings import KeySettings, Setting
@@ -13,6 +13,12 @@ from policyd.policies import decide
 LIST = ",".join(f"model-{number}-{'x' * 200}" for number in range(1000))
 NOWHERE = Target(in_scope=False)
 KEY = KeySettings("key", (("allowed_models", Setting(Mode.ENFORCE, LIST)),))
+
+
+def test_what_is_cut() -> None:
+    """A text is cut only if it is longer than may be, and then an ellipsis ends it."""
+    assert cut("abc", 3) == "abc"
+    assert cut("abcd", 3) == "ab…"
 
 
 def test_a_long_list_of_models() -> None:
