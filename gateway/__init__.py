@@ -9,6 +9,7 @@ In the order in which a request passes through them:
     end_users       headers that may name the end user, and the clients from which they count
     intake          takes a body in, as far as a policy may need it, within bounds
     describe        the request descriptor (EvaluateRequest) of a request
+    policyd_client  asks policyd, or decides by policyd's settings
     exchange        forwards an allowed request, relays the answer, notices a client that leaves
     upstream        the upstream API: sends requests, streams bodies, maps failures to replies
     connector       the pool of connections to it; connection: one of them, with its time-outs
@@ -25,7 +26,6 @@ Around it:
     cli             the command `policyd-gateway`; serve, config, doctor, health: its subcommands
     settings        its settings; setting_rules: which fit together; upstream_url: --upstream
     supervisor      holds the socket and the workers; worker: one of them; server: app and listener
-    policyd_client  the client that asks policyd, or decides by policyd's settings
     diagnosis       why the gateway does not reach policyd; first_contact: logs it at the start
     config_checks   what `config check` and `doctor` look at
     telemetry       what operators watch a gateway by: request_metrics, request_access and

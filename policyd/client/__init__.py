@@ -16,8 +16,9 @@ An evaluation goes through these files:
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
     request_outcome  ... as a gateway records one
-    forking     what becomes of clients when a process forks
-    admin       AdminClient, for programs of administrators: it calls AdminService
+
+Beside it: forking (what becomes of clients when a process forks) and admin (AdminClient, by which
+programs of administrators call AdminService).
 
 A program that decides by itself, by policyd's settings, imports LocalPolicyClient from
 policyd.client.local, and with it all that deciding needs:
@@ -29,9 +30,9 @@ policyd.client.local, and with it all that deciding needs:
     local_outcomes      outcomes of requests, logged in batches
     decision_carrier    the spool, carried by one process at a time
     policyd_destination ... to policyd, over a stream
-    local_look          a look at a policyd, without following it
+    local_look          one look at a policyd as a client follows it, for `doctor` and the start
     local_telemetry     the metrics and spans of these decisions
-    stream_call         a stream that ends with policyd's own status
+    stream_call         one call of these streams, which ends with policyd's own status
 """
 
 from grpc import ChannelCredentials

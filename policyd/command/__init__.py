@@ -7,14 +7,14 @@
     click_options  click's options for such fields
     units          numbers with a unit, such as 4GiB and 90d
     groups         groups of commands: their errors, and commands loaded when they are called
-    process        how a process begins: event loop, garbage collector; allocator: its memory
+    process        what each process sets up first: event loop, garbage collector; allocator: memory
     listening      why an address cannot be listened on
     address        addresses to listen on, taken so that no other program shares them
     networks       networks that a setting lists; http_origin: a policyd's address over HTTP
     tls_files      certificates, keys and authorities, checked before they are used
     crew           the workers of one server, and the operator's signals
     child, parent  a worker process as its parent sees it, and the parent as the worker sees it
-    start          how a worker process begins
+    start          the module by which a child process is run, so that Ctrl-C finds it ready
     threads        threads for calls that block, some for each purpose
     deadline       how long a thread may still wait for a database
     database_url   whether a database is a file

@@ -13,5 +13,6 @@ An entry meets these files in this order:
     pricing        what a request cost, worked out as its outcome is shipped
     export         decisions as CSV and JSON Lines
 
-store/destination.py is where they arrive; store/log.py says what holds there.
+store/destination.py is where they arrive, or client/policyd_destination.py where a gateway decides
+by itself; store/log.py says what holds there.
 """

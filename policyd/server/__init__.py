@@ -5,11 +5,11 @@
     server        Server: what one worker consists of, and how it starts and ends
     background    the background worker: ships the log, retires it, and serves the console
 
-A worker, in the order of its start:
+What a worker is made of:
 
     preparation   what it needs on its own disk, and the background worker's process
-    following     how it gets the settings of API keys: from the database, or the snapshot
     opening       the database: brought to its form, and known to be the one that the spool is for
+    following     how it gets the settings of API keys: from the database, or the snapshot
     presence      its signs of life in the store, which also measure its clock (worker_clock)
     admin_token   the token of AdminService
     http_check    what answers at --http

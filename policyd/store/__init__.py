@@ -32,10 +32,12 @@ partitions (of PostgreSQL, by day), space (gives free pages back); sample, for t
 
 What is below: database (transactions, bounds, errors), engine (SQLAlchemy's, with its connections),
 postgresql, many_rows (statements for many rows), database_file and checkpoints (SQLite's file,
-which others may replace), sqlite_errors, clock, identity, damage.
+which others may replace), sqlite_errors, clock (the database's), identity (of the database),
+damage (whether it can be used).
 
 The form of the tables: schema (brings a database to it, while servers use it), migrations/,
-log_indexes. What `policyd db` does: upkeep, copying, sqlite_files.
+log_indexes. What `policyd db` does: upkeep (status), copying (copy), sqlite_files (backup,
+restore, vacuum).
 """
 
 from collections.abc import AsyncIterator, Sequence
