@@ -28,6 +28,7 @@ from tests.support import consoles
 from tests.support.commands import invoke
 from tests.support.databases import taking_changes
 from tests.support.health import health_stub
+from tests.support.open_files import delete_in_use
 from tests.support.raw_http import Response, ask
 
 FREE = Address("127.0.0.1", 0)
@@ -205,7 +206,7 @@ async def test_an_unwritable_log(tmp_path: Path, drops: bool) -> None:
     """The same holds for a spool that cannot be written, by --log-error."""
     made = consoles.settings(tmp_path, http=FREE, drop_on_error=drops)
     async with Server(made) as server:
-        shutil.rmtree(made.spool)
+        delete_in_use(made.spool)
         body = await until(
             f"http://{server.http}", lambda status, body: status == 503 or "warnings" in body
         )

@@ -30,7 +30,7 @@ from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogFull, LogUnwritable, SettingsError
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests.support.open_files import open_files
+from tests.support.open_files import delete_in_use, open_files
 from tests.support.processes import Policyd
 from tests.support.records import outcome, record
 from tests.support.requirements import missing
@@ -315,7 +315,7 @@ async def test_a_deleted_folder(
     """--log-full drop covers only a spool without room; --log-error drop needs no spool."""
     policyd = start(Policyd, tmp_path, flag, "drop")
     key = policyd.create_key("enforce")
-    shutil.rmtree(tmp_path / "policyd.db-spool")
+    delete_in_use(tmp_path / "policyd.db-spool")
     request = pb.EvaluateRequest(key=key, has_user=False)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         stub = PolicyServiceStub(channel)

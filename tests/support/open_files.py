@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+from pathlib import Path
 
 
 def open_files() -> int:
@@ -9,3 +11,9 @@ def open_files() -> int:
     collector."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
+
+
+def delete_in_use(folder: Path) -> None:
+    """Delete a folder in which a server may make files meanwhile."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
