@@ -1,7 +1,10 @@
-"""A plugin of pytest for `make mutants`: each test begins with empty caches.
+"""A plugin of pytest for `make mutants`: each test begins with empty caches, and keeps its name.
 
 mutmut runs every mutant in a fork of a process in which all tests ran once. What a cache of ours
 holds from then would answer in place of the mutant, which then seems to survive.
+
+mutmut collects the tests several times in one process, where pytest escapes the backslashes of a
+test's name once more each time. So no name has one.
 """
 
 import sys
@@ -11,6 +14,14 @@ import pytest
 
 _clear: list[Callable[[], None]] = []
 """What empties each cache of the modules that the tests import."""
+
+
+@pytest.hookimpl
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The name of a text in which pytest would escape something; None leaves the name to pytest."""
+    if not isinstance(val, str) or (val.isascii() and val.isprintable() and "\\" not in val):
+        return None
+    return ascii(val)[1:-1].replace("\\", "%")
 
 
 @pytest.hookimpl
