@@ -164,6 +164,32 @@ def test_what_is_in_scope_for_some_keys(path: str) -> None:
         assert found.endpoint.is_for((USER, METADATA_USER_ID))
 
 
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [
+        ("/v1/chat/completions/%252e%252e/embeddings", "embedding"),
+        ("/v1/%2563hat/completions", "completion"),
+        ("/v1/chat/completions%3Fx/embeddings", "embedding"),
+        ("/v1/responses%253F/v1/embeddings", "embedding"),
+    ],
+)
+def test_a_path_with_two_readings(path: str, operation: str) -> None:
+    """A path that servers may read as two endpoints has no canonical form to go upstream in."""
+    found = endpoints.resolve("POST", path)
+    assert found.endpoint is not None
+    assert (found.endpoint.operation, found.path) == (operation, "")
+    assert found.is_ambiguous
+
+
+def test_a_realtime_call() -> None:
+    """What the tables of realtime and live say: a header or the session may name the end user."""
+    calls = {path: one for path, one in endpoints.ENDPOINTS.items() if "realtime" in path}
+    assert {one.safety_header for one in calls.values()} == {True}
+    assert [path for path, one in calls.items() if one.takes_model] == ["/realtime/sessions"]
+    live = [path for path, one in endpoints.ENDPOINTS.items() if one.safety_in_session]
+    assert live == ["/live/sessions", "/live/sessions/{session_id}/accept"]
+
+
 def test_endpoints_without_an_accepted_place() -> None:
     """without_place() names the operations that have none of the places that a key accepts."""
     assert endpoints.without_place(IDENTIFIERS) == ()
