@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -159,3 +160,40 @@ def test_how_full_it_is(tmp_path: Path, writer: SpoolWriter) -> None:
     with pytest.raises(LogFull, match="--spool-limit"):
         writer.write(b"x" * 6001)
     writer.write(b"x" * 5999 + b"\n")
+
+
+def test_trying_out_changes_nothing(writer: SpoolWriter, tmp_path: Path) -> None:
+    """What is written to try the spool out is taken back, from the file and from the counts."""
+    writer.write(b"x" * 99 + b"\n")
+    [segment] = tmp_path.glob("*.jsonl")
+    before, content = writer.written, segment.read_bytes()
+    for _ in range(3):
+        writer.try_out()
+    assert (writer.written, segment.read_bytes()) == (before, content)
+
+
+@pytest.mark.parametrize(("more", "fits"), [(0, True), (1, False)])
+def test_trying_out_takes_no_room(writer: SpoolWriter, more: int, fits: bool) -> None:
+    """After a trial the spool takes as many bytes as before it, and not one more."""
+    writer.write(b"x" * 99 + b"\n")
+    writer.try_out()
+    rest = b"x" * (LIMIT - 100 + more)
+    if fits:
+        writer.write(rest)
+        assert writer.is_doubtful()
+        return
+    full = "is full (--spool-limit), as the database does not take it: see to the database, or"
+    with pytest.raises(LogFull, match=re.escape(full)):
+        writer.write(rest)
+
+
+def test_a_trial_that_stays(writer: SpoolWriter, tmp_path: Path, disk: Disk) -> None:
+    """If a trial cannot be taken back, the next entries go into another file."""
+    writer.write(b"1\n")
+    disk.failing = frozenset({"ftruncate"})
+    with pytest.raises(LogUnwritable, match="the decision log cannot be written"):
+        writer.try_out()
+    assert writer.is_doubtful()
+    disk.failing = frozenset()
+    writer.write(b"2\n")
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
