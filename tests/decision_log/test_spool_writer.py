@@ -197,3 +197,21 @@ def test_a_trial_that_stays(writer: SpoolWriter, tmp_path: Path, disk: Disk) -> 
     disk.failing = frozenset()
     writer.write(b"2\n")
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+class SlowDisk(System):
+    """A disk that takes three bytes of each write."""
+
+    def write(self, descriptor: int, content: bytes) -> int:  # type: ignore[override]  # static there
+        return os.write(descriptor, content[:3])
+
+
+def test_writes_that_take_a_part(tmp_path: Path) -> None:
+    """A batch of which each write takes a part is written whole, and counted once."""
+    lines = b"".join(b"[%d]\n" % number for number in range(30))
+    with closing(SpoolWriter(tmp_path, "a", LIMIT, system=SlowDisk())) as writer:
+        before = writer.written
+        writer.write(lines)
+        assert writer.written == before + len(lines)
+        [segment] = tmp_path.glob("*.jsonl")
+        assert segment.read_bytes() == lines
