@@ -147,7 +147,7 @@ def _named_by(connection: str) -> set[bytes]:
 
 
 def _text(value: bytes) -> str:
-    # The HTTP client writes headers in UTF-8, so UTF-8 stays as it came, to the byte. Other bytes
+    # The HTTP client writes headers in UTF-8, so UTF-8 goes upstream byte for byte. Other bytes
     # become lone surrogates, which is_garbled finds.
     return value.decode("utf-8", "surrogateescape")
 

@@ -179,7 +179,7 @@ class _Reader:
     def end(self) -> None:
         """End it at once."""
         with suppress(RuntimeError):  # The loop may be closed already.
-            self._bodies.transport.abort()  # Nobody reads the rest of a body.
+            self._bodies.transport.abort()  # What follows kills the reader, so it reads no more.
         _kill(self._process)
 
 

@@ -1,8 +1,8 @@
 """The file of a SQLite database, which others may delete or replace while policyd has it open.
 
 A connection stays with the file that it has opened, even when the name stands for another file:
-what is then committed goes into a database that nobody can find. So the name is checked before a
-connection is used and after each commit, and a connection to another file is thrown away.
+what it then commits goes into a database that no other program can open. So policyd checks the name
+before it uses a connection and after each commit, and throws away a connection to another file.
 
 SQLite keeps changes in FILE-wal until they are in FILE. A FILE-wal that stays behind when FILE is
 replaced would be read into the new file and damage it. So policyd puts it aside, and back if the

@@ -1,7 +1,7 @@
 """Builds PostgreSQL's index of flags, partition by partition, while servers write to the log.
 
 The form 0010 makes the column of flags wider. For that, PostgreSQL would rebuild an index with a
-condition on it, under a lock that everybody waits for; so that form drops the index, and the next
+condition on it, under a lock that all writers wait for; so that form drops the index, and the next
 one has it again. The next form takes over as it is whatever was built here by then.
 """
 

@@ -140,10 +140,15 @@ PORTS = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     ],
 )
 def test_wrong_settings(
-    tmp_path: Path, words: list[str], env: dict[str, str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    env: dict[str, str],
+    message: str,
 ) -> None:
     """A wrong command or setting is named on stderr, with status 2."""
-    # A folder of its own: another run may have left files of another version here.
+    # In a folder of its own: with PostgreSQL, a server makes its spool and token where it starts.
+    monkeypatch.chdir(tmp_path)
     database = {"POLICYD_DATABASE_URL": f"sqlite:///{tmp_path}/policyd.db"}
     config = {"POLICYD_CONFIG": str(_empty_config(tmp_path))}
     done = invoke("policyd", *words, env=config | database | env)

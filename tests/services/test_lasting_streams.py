@@ -248,7 +248,7 @@ async def test_many_that_begin_to_follow(tmp_path: Path) -> None:
 
 
 async def test_no_room_for_streams_that_cannot_end() -> None:
-    """Streams whose status nobody takes are counted, so that they cannot take all calls."""
+    """Streams whose gateway takes no status are counted, so that they cannot take all calls."""
     streams = LastingStreams(1, "work by")
     go_on = asyncio.Event()
 

@@ -29,7 +29,7 @@ class Ending(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call as it came."""
+    """A call as the server receives it."""
 
     metadata: dict[str, str]
     request: Any

@@ -103,7 +103,7 @@ async function attempt(reader, body, type) {
   }
 }
 
-process.on("uncaughtException", () => {}); // Some readers throw where nobody can catch it.
+process.on("uncaughtException", () => {}); // Some readers throw where no caller can catch it.
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const { kind, type, body } = JSON.parse(line);
   const answer = {};
