@@ -18,7 +18,7 @@ from policyd.descriptor.identifiers import NOT_READ, BodyAttributes
 from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import BodyContext
 from policyd.engine import endpoints, method_override
-from policyd.engine.places import SAFETY_HEADER, Target
+from policyd.engine.places import SAFETY_HEADER, SAFETY_IDENTIFIER, USER, Target
 from policyd.engine.states import ModelState, NumberState
 from policyd.telemetry.trace_context import TRACEPARENT
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
@@ -132,11 +132,22 @@ def _add_what_is_stated(fields: dict[str, Any], attributes: BodyAttributes) -> N
         fields["prompt_characters"] = chars.value
     else:
         fields["prompt_characters_state"] = chars.state
-    if attributes.others:
-        fields["end_users"] = [
-            {"place": place, "state": found.state, "value": found.value or None}
-            for place, found in attributes.others
-        ]
+    user, safety_identifier = attributes.user, attributes.safety_identifier
+    if attributes.others or user.further_values or safety_identifier.further_values:
+        fields["end_users"] = _end_users(attributes)
+
+
+def _end_users(attributes: BodyAttributes) -> list[dict[str, Any]]:
+    """The end users in further places, and all values after the first in each place."""
+    found = [
+        {"place": place, "state": one.state, "value": one.value or None}
+        for place, one in attributes.others
+    ]
+    own = (USER, attributes.user), (SAFETY_IDENTIFIER, attributes.safety_identifier)
+    for place, one in (*own, *attributes.others):
+        for value in one.further_values:
+            found.append({"place": place, "state": one.state, "value": value})
+    return found
 
 
 def about_key(request: HttpRequest) -> CheckKeyRequest:

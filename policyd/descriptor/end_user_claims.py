@@ -7,7 +7,13 @@ the body does not have.
 from functools import lru_cache
 
 from policyd.descriptor.caller_claims import member
-from policyd.descriptor.identifiers import MAX_VALUE, BodyAttributes, Identifier, classify
+from policyd.descriptor.identifiers import (
+    MAX_VALUE,
+    BodyAttributes,
+    Identifier,
+    classify,
+    together,
+)
 from policyd.engine.places import (
     HEADER_PLACE,
     SAFETY_HEADER,
@@ -52,14 +58,18 @@ def end_users(
     )
     if request.HasField("safety_identifier"):
         other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
-    further = _further(request, attributes, target, trusted)
+    named = _named(request, trusted) if request.end_users else {}
+    if named:
+        user = _or_worse(user, named.pop(USER, user))
+        other = _or_worse(other, named.pop(SAFETY_IDENTIFIER, other))
+    further = _further(request, attributes, target, named)
     # The engine takes the first valid one of a place, so a header's comes before the body's.
     found = (*_in_headers(request, target, trusted), user, other, *further)
     worst = max([one.state for one in found])
     if worst.is_unreadable:
         # None of the body's places is known, and a header that names an end user does not make up
         # for that: docs/contract.md, section 3.
-        return tuple([one._replace(state=worst, value=None) for one in found]), worst
+        return tuple([EndUser(one.place, worst) for one in found]), worst
     return (found if worst else ()), _UNKNOWN
 
 
@@ -96,22 +106,30 @@ def _further(
     request: pb.EvaluateRequest,
     attributes: BodyAttributes,
     target: Target,
-    trusted: frozenset[str],
+    named: dict[str, EndUser],
 ) -> list[EndUser]:
     """The further places that the body has, or about which the caller claims something."""
     found: dict[str, EndUser] = {}
     if attributes.others:
         found = {place: _found(place, one) for place, one in attributes.others if one.state}
-    for given in request.end_users:
-        place = given.place
-        if _may_give(place, trusted):
-            claimed = _given(given)
-            found[place] = _or_worse(found[place], claimed) if place in found else claimed
+    for place, claimed in named.items():
+        found[place] = _or_worse(found[place], claimed) if place in found else claimed
     if (request.model_state or attributes.model_state) and target.endpoint:
         # The whole body was read, so a place that is not named is absent.
         for place in target.endpoint.further:
             found.setdefault(place, EndUser(place, _ABSENT))
     return list(found.values())
+
+
+def _named(request: pb.EvaluateRequest, trusted: frozenset[str]) -> dict[str, EndUser]:
+    """The places in `end_users`, each with the worst that is claimed of it."""
+    found: dict[str, EndUser] = {}
+    for given in request.end_users:
+        place = given.place
+        if _may_give(place, trusted):
+            claimed = _given(given)
+            found[place] = _or_worse(found[place], claimed) if place in found else claimed
+    return found
 
 
 def _may_give(place: str, trusted: frozenset[str]) -> bool:
@@ -121,7 +139,7 @@ def _may_give(place: str, trusted: frozenset[str]) -> bool:
     """
     if place.startswith(HEADER_PLACE):
         return place.removeprefix(HEADER_PLACE) in trusted
-    if place in (USER, SAFETY_IDENTIFIER) or not is_place(place):
+    if not is_place(place):
         raise InvalidDescriptor(
             f"end_users cannot name the place {place[:MAX_PLACE]!r}: see EndUser in policy.proto"
         )
@@ -147,21 +165,32 @@ def _claimed(place: str, number: int, field: str) -> EndUser:
 
 
 def _found(place: str, identifier: Identifier) -> EndUser:
-    return EndUser(place, identifier.state, identifier.value or None)
+    state, value, further = identifier
+    return EndUser(place, state, value if state is _VALID else None, further)
 
 
 def _or_worse(one: EndUser, other: EndUser) -> EndUser:
-    """The worse of two claims about a place, with the value that either knows."""
+    """The worse of two claims about a place; of two valid ones, all values that they know."""
     if one.state is _UNKNOWN:
         return other
-    if one.state is _VALID and one.value is None and other.state is _VALID:
-        return other
-    state = max(one.state, other.state)
-    return EndUser(one.place, state, one.value if state is _VALID else None)
+    if other.state is _UNKNOWN:
+        return one
+    if one.state is not _VALID or other.state is not _VALID:
+        return EndUser(one.place, max(one.state, other.state))
+    if one.value is None or other.value is None:
+        return one if other.value is None else other
+    if one.value != other.value and one.place.startswith(HEADER_PLACE):
+        return EndUser(one.place, UserState.DUPLICATE)
+    return _found(one.place, together([_identifier(one), _identifier(other)]))
+
+
+def _identifier(valid: EndUser) -> Identifier:
+    return Identifier(valid.state, valid.value or "", valid.further_values)
 
 
 def _string(place: str, text: str) -> EndUser:
-    return EndUser(place, classify(text, place), text[:MAX_VALUE])
+    state = classify(text, place)
+    return EndUser(place, state, text[:MAX_VALUE] if state is _VALID else None)
 
 
 def _state(number: int, field: str) -> UserState:

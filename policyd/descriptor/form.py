@@ -18,6 +18,7 @@ from policyd.descriptor.identifiers import (
     BodyAttributes,
     Identifier,
     from_string,
+    together,
 )
 from policyd.descriptor.json_body import begins_like_json, session_models
 from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
@@ -64,7 +65,7 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
 
     decoded = decompress(body, content_encoding, limit, is_readable)
     found = fields(decoded, between, *IDENTIFIERS, _MODEL)
-    user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
+    user, safety_identifier = (_identifier(found, name) for name in IDENTIFIERS)
     exact, others = _models(found)
     model = next((one for one in exact if isinstance(one, str)), "")
     numbers = {name: given for name in stated.NUMBERS if (given := _occurrences(found, name))}
@@ -79,9 +80,9 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
     )
 
 
-def _worst(found: list[Field], name: str) -> Identifier:
-    identifiers = [_identifier(field, name) for field in _like(found, name)]
-    return max(identifiers, default=ABSENT)
+def _identifier(found: list[Field], name: str) -> Identifier:
+    given = _like(found, name)
+    return together([_identifier_of(field, name) for field in given]) if given else ABSENT
 
 
 def _like(found: list[Field], name: str) -> list[Field]:
@@ -132,7 +133,7 @@ def _characters(found: list[Field]) -> Number:
     return Number(NumberState.GIVEN, sum(map(prompt.code_points, texts)))
 
 
-def _identifier(field: Field, name: str) -> Identifier:
+def _identifier_of(field: Field, name: str) -> Identifier:
     # A file, or a name that only some servers take for `name`, makes it absent, whatever else is
     # there.
     if field.name != name or field.value is None:

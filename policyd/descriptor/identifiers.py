@@ -10,6 +10,8 @@ those are depends on Python's version, and a verdict must not.
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from policyd.engine.places import (
@@ -25,6 +27,8 @@ from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, UserState
 _VALID = UserState.VALID
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
+MAX_VALUES = 8
+"""Different values of one identifier that are kept. If there are more, it is a DUPLICATE."""
 
 FURTHER_PLACES = (METADATA_USER_ID, END_USER_ID)
 """The places in a body, besides `user` and `safety_identifier`, in which an end user can stand."""
@@ -36,6 +40,8 @@ class Identifier(NamedTuple):
     state: UserState
     value: str = ""
     """Where it is a string: its first 1,024 characters."""
+    further_values: tuple[str, ...] = ()
+    """The other values, where a body has it several times and each of them is VALID."""
 
 
 class BodyAttributes(NamedTuple):
@@ -92,6 +98,25 @@ def from_value(value: object, identifier: str) -> Identifier:
 def from_string(value: str, identifier: str) -> Identifier:
     """The string `value` as the end-user identifier `identifier`."""
     return Identifier(classify(value, identifier), value[:MAX_VALUE])
+
+
+def together(occurrences: Sequence[Identifier]) -> Identifier:
+    """What one or more occurrences of an identifier are together: the worst of them.
+
+    Where all are VALID, it has all their values in their order, as a server may read any of them.
+    """
+    if len(occurrences) == 1:
+        return occurrences[0]
+    worst = max(occurrences, key=itemgetter(0))
+    if worst.state is not _VALID:
+        return worst
+    values = dict.fromkeys(
+        [value for one in occurrences for value in (one.value, *one.further_values)]
+    )
+    if len(values) > MAX_VALUES:
+        return Identifier(UserState.DUPLICATE)
+    first, *further = values
+    return Identifier(_VALID, first, tuple(further))
 
 
 def classify(value: str, identifier: str = USER) -> UserState:

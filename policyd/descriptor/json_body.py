@@ -2,7 +2,8 @@
 
 Where a member occurs several times, or in another letter case too, every occurrence counts:
 
-- Identifiers: other letter cases count only beside the right one; alone, they name no end user.
+- Identifiers: the worst one counts; of valid ones, all values. Other letter cases count only beside
+  the right one; alone, they name no end user.
 - The model, in any letter case, and that of a session: where two differ, or a server may find none,
   it is CONFLICTING.
 - The token limit is the largest, in any letter case; but where a server may find none, because the
@@ -11,7 +12,6 @@ Where a member occurs several times, or in another letter case too, every occurr
 """
 
 from collections.abc import Iterator
-from operator import itemgetter
 
 from policyd.descriptor import media_type, prompt, stated
 from policyd.descriptor.content_encoding import UnreadableBody, decompress
@@ -22,6 +22,7 @@ from policyd.descriptor.identifiers import (
     BodyAttributes,
     Identifier,
     from_string,
+    together,
 )
 from policyd.descriptor.json_members import Member, Members, inner_members, members, string
 from policyd.engine.places import IDENTIFIERS, SAFETY_IDENTIFIER, USER
@@ -85,16 +86,12 @@ def begins_like_json(coded: bytes) -> bool:
 def _identifier(found: Members, name: str) -> Identifier:
     # Names in another letter case count only where the right one is there.
     given = _given(found, name)
-    return _worst([_identifier_of(raw, name) for _, raw in given]) if given else ABSENT
+    return together([_identifier_of(raw, name) for _, raw in given]) if given else ABSENT
 
 
 def _given(found: Members, name: str) -> list[Member]:
     given = found.get(name, [])
     return given if name in [spelling for spelling, _ in given] else []
-
-
-def _worst(identifiers: list[Identifier]) -> Identifier:
-    return max(identifiers, key=itemgetter(0)) if len(identifiers) > 1 else identifiers[0]
 
 
 def _identifier_of(raw: memoryview, identifier: str) -> Identifier:
@@ -118,7 +115,7 @@ def _others(found: Members) -> Iterator[tuple[str, Identifier]]:
 
 def _inner_identifier(found: Members, outer: str, inner: str) -> Identifier:
     given = _given(found, outer)
-    return _worst([_inner(raw, inner) for _, raw in given]) if given else ABSENT
+    return together([_inner(raw, inner) for _, raw in given]) if given else ABSENT
 
 
 def _inner(raw: memoryview, name: str) -> Identifier:

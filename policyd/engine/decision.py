@@ -119,10 +119,21 @@ def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserSta
         here = here or [_not_given(place, unreadable)]
         for user in here:
             if user.state is _VALID:
-                return user
+                return user if len(here) == 1 else _with_all_values(here)
         found += here
     telling = [one for one in found if one.state not in (_ABSENT, _UNKNOWN)]
     return next(iter(telling or found), NO_END_USER)
+
+
+def _with_all_values(here: list[EndUser]) -> EndUser:
+    """The first valid end user of those in one place, such as a header's and a body's, with the
+    values of all valid ones. Its value is unknown where one of theirs is."""
+    valid = [one for one in here if one.state is _VALID]
+    first, *others = valid
+    if any(one.value is None for one in valid):
+        return first._replace(value=None)
+    values = [value for one in others for value in (one.value or "", *one.further_values)]
+    return first._replace(further_values=(*first.further_values, *values))
 
 
 def _not_given(place: str, unreadable: UserState) -> EndUser:

@@ -130,6 +130,8 @@ class EndUser(NamedTuple):
     state: UserState
     value: str | None = None
     """The first 1,024 characters of a VALID one. None: the caller did not give it."""
+    further_values: tuple[str, ...] = ()
+    """The other values, where several VALID ones stand there."""
 
 
 NO_END_USER = EndUser("", UserState.ABSENT)

@@ -25,7 +25,8 @@ class Attributes(NamedTuple):
     takes_model: bool
     """Whether a request of the operation names a model."""
     end_user: EndUser
-    """The end user that counts: of the places that the key accepts, the first with a valid one."""
+    """The end user that counts: of the places that the key accepts, the first with a valid one.
+    All its values count."""
     model_state: ModelState
     models: tuple[str, ...]
     """The models that the body and the path name. All of them count."""

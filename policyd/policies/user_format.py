@@ -1,4 +1,7 @@
-"""User ID Format: what a user has to look like, where a request names one."""
+"""User ID Format: what a user has to look like, where a request names one.
+
+If several values stand in the place that counts, each of them has to keep the rules.
+"""
 
 import re
 from functools import lru_cache
@@ -126,7 +129,9 @@ def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
     user = attributes.end_user
     if user.state is not UserState.VALID:
         return None
-    broken = _broken(user.value or "", rules)
+    broken = ""
+    for value in (user.value or "", *user.further_values):
+        broken = broken or _broken(value, rules)
     if not broken:
         return None
     verb, rest = broken.split(" ", 1)

@@ -109,8 +109,9 @@ class _UserStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserState.V
     USER_STATE_TOO_LONG: _UserState.ValueType  # 6
     """A string over the identifier's limit: 128 characters for safety_identifier."""
     USER_STATE_DUPLICATE: _UserState.ValueType  # 7
-    """The body has the identifier several times, and the caller does not know what each one is. A caller
-    that does gives the state of the worst one instead, as policyd does.
+    """The body has the identifier several times, and the caller does not know what each one is; or it has
+    more than eight different values. A caller that knows them gives the state of the worst one instead,
+    as policyd does.
     """
     USER_STATE_NOT_JSON: _UserState.ValueType  # 8
     """The body is not well-formed JSON in UTF-8, or its Content-Type may make a server read it as something
@@ -151,8 +152,9 @@ USER_STATE_NOT_STRING: UserState.ValueType  # 5
 USER_STATE_TOO_LONG: UserState.ValueType  # 6
 """A string over the identifier's limit: 128 characters for safety_identifier."""
 USER_STATE_DUPLICATE: UserState.ValueType  # 7
-"""The body has the identifier several times, and the caller does not know what each one is. A caller
-that does gives the state of the worst one instead, as policyd does.
+"""The body has the identifier several times, and the caller does not know what each one is; or it has
+more than eight different values. A caller that knows them gives the state of the worst one instead,
+as policyd does.
 """
 USER_STATE_NOT_JSON: UserState.ValueType  # 8
 """The body is not well-formed JSON in UTF-8, or its Content-Type may make a server read it as something
@@ -446,8 +448,10 @@ class EvaluateRequest(_message.Message):
 
     @_builtins.property
     def end_users(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndUser]:
-        """Places of an end user other than the two above. A header that is named neither here nor in `headers`
-        holds no end user.
+        """Places of an end user other than the two above, and further values: where a body has an identifier
+        several times, each of its different values after the first, `user` and `safety_identifier` too. Of
+        several entries for one place, the worst counts, and policies judge all values. A header that is
+        named neither here nor in `headers` holds no end user.
         """
 
     def __init__(
@@ -525,8 +529,8 @@ class EndUser(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     place: _builtins.str
-    """"metadata.user_id", "user_security_context.end_user_id", or "header:NAME" with a header's name in lower
-    case. An end user in a header counts only if policyd's operator trusts that header.
+    """"user", "safety_identifier", "metadata.user_id", "user_security_context.end_user_id", or "header:NAME"
+    with a header's name in lower case. An end user in a header counts only if policyd's operator trusts that header.
     """
     state: Global___UserState.ValueType
     """What stands there."""

@@ -7,19 +7,19 @@ import pytest
 
 from policyd.descriptor.evaluate_request import read
 from policyd.descriptor.stated import MOST
-from policyd.engine.places import EndUser
+from policyd.engine.places import SAFETY_IDENTIFIER, USER, EndUser
 from policyd.engine.states import ModelState, Number, NumberState, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
 VALID, ABSENT, DUPLICATE = UserState.VALID, UserState.ABSENT, UserState.DUPLICATE
 GIVEN, INVALID, NONE = NumberState.GIVEN, NumberState.INVALID, NumberState.ABSENT
-USER: dict[str, Any] = {"has_user": True, "method": "POST", "path": "/v1/chat/completions"}
+ASKED: dict[str, Any] = {"has_user": True, "method": "POST", "path": "/v1/chat/completions"}
 
 
 def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.EvaluateRequest:
     """A descriptor of a chat completion with a user, and `fields`."""
-    message = pb.EvaluateRequest(**USER | fields)
+    message = pb.EvaluateRequest(**ASKED | fields)
     if body:
         message.raw_body.content = body.encode()
     for line in headers:
@@ -106,6 +106,12 @@ def test_the_model(message: pb.EvaluateRequest, state: ModelState, model: str) -
 
 
 PLACE = "metadata.user_id"
+HEADER = "header:x-person"
+
+
+def named(place: str, *values: str) -> list[pb.EndUser]:
+    """A claim about the place for each of these values."""
+    return [pb.EndUser(place=place, value=value) for value in values]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +166,9 @@ PLACE = "metadata.user_id"
             EndUser("header:x-person", DUPLICATE),
         ),
         (asked(end_users=[pb.EndUser(place="header:x-person", value="u")]), (), None),
-        (
-            asked(end_users=[pb.EndUser(place="header:x-person", value="u")]),
-            ("x-person",),
-            EndUser("header:x-person", VALID, "u"),
-        ),
+        (asked(end_users=named(HEADER, "u", "u")), ("x-person",), EndUser(HEADER, VALID, "u")),
+        (asked(end_users=named(HEADER, "u", "v")), ("x-person",), EndUser(HEADER, DUPLICATE)),
+        (asked(end_users=named(PLACE, "u", "v")), (), EndUser(PLACE, VALID, "u", ("v",))),
     ],
 )
 def test_further_places(
@@ -183,7 +187,25 @@ def test_further_places(
         (asked(user="u"), EndUser("user", VALID, "u")),
         (asked('{"user":"u"}'), EndUser("user", VALID, "u")),
         # The body goes upstream, so the value that it has comes first.
-        (asked('{"user":"u"}', user="v"), EndUser("user", VALID, "u")),
+        (asked('{"user":"u"}', user="v"), EndUser("user", VALID, "u", ("v",))),
+        (asked('{"user":"u","user":"v"}', user="u"), EndUser("user", VALID, "u", ("v",))),
+        (
+            asked(user="u", end_users=named(USER, "v", "u", "w")),
+            EndUser("user", VALID, "u", ("v", "w")),
+        ),
+        (asked(end_users=named(USER, "u")), EndUser("user", VALID, "u")),
+        (
+            asked(end_users=[pb.EndUser(place=USER, state=pb.USER_STATE_VALID)]),
+            EndUser("user", VALID),
+        ),
+        (asked(user="u", end_users=named(USER, " ")), EndUser("user", UserState.BLANK)),
+        (asked(user=" ", end_users=named(USER, "u")), EndUser("user", UserState.BLANK)),
+        (asked(end_users=named(USER, *"abcdefgh")), EndUser("user", VALID, "a", tuple("bcdefgh"))),
+        (asked(end_users=named(USER, *"abcdefghi")), EndUser("user", DUPLICATE)),
+        (
+            asked(safety_identifier="u", end_users=named(SAFETY_IDENTIFIER, "v")),
+            EndUser("safety_identifier", VALID, "u", ("v",)),
+        ),
         (asked('{"user":"u"}', has_user=False), EndUser("user", ABSENT)),
         (asked('{"user":"u"}', user=""), EndUser("user", UserState.EMPTY)),
         (asked("{}", user="u"), EndUser("user", ABSENT)),
@@ -286,8 +308,8 @@ SEE_END_USER = "see EndUser in policy.proto"
     ("end_user", "error"),
     [
         (
-            pb.EndUser(place="user", value="u"),
-            f"end_users cannot name the place 'user': {SEE_END_USER}",
+            pb.EndUser(place="users", value="u"),
+            f"end_users cannot name the place 'users': {SEE_END_USER}",
         ),
         (
             pb.EndUser(place="m" * 81, value="u"),

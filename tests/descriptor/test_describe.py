@@ -75,6 +75,12 @@ def _unreadable(state: str) -> dict[str, Any]:
     return {"user_state": number, "safety_identifier_state": number}
 
 
+def _valid(place: str, value: str) -> dict[str, Any]:
+    return {"place": place, "state": pb.USER_STATE_VALID, "value": value}
+
+
+_SECOND = (("user", "b"), ("user", "c"), ("safety_identifier", "e"))
+_AZURE = [("user_security_context.end_user_id", value) for value in ("f", "g")]
 CASES = {
     "a chat": Case(READ),
     "a chat of more than is read at once": Case(READ, body=_LARGE),
@@ -108,6 +114,18 @@ CASES = {
     "an object in place of the user": Case(
         STATED | {"user_state": 5, "safety_identifier_state": 2},
         body=b'{"model":"m","user":{}}',
+    ),
+    "several of each end user": Case(
+        {
+            **STATED,
+            "user_state": 1,
+            "user": "a",
+            "safety_identifier_state": 1,
+            "safety_identifier": "d",
+        }
+        | {"end_users": [_valid(*one) for one in (*_AZURE[:1], *_SECOND, *_AZURE[1:])]},
+        body=b'{"model":"m","user":"a","user":"b","USER":"c","user":"a","safety_identifier":"d",'
+        b'"safety_identifier":"e","user_security_context":{"end_user_id":"f","end_user_id":"g"}}',
     ),
     "numbers": Case(
         {

@@ -14,7 +14,7 @@ import pytest
 from policyd.descriptor import json_body, json_members, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.form import MAX_PART_HEAD
-from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.identifiers import BodyAttributes, Identifier
 from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
 from policyd.engine.states import UserState
@@ -121,7 +121,7 @@ def test_what_stands_in_strings_is_no_structure(text: str) -> None:
     """Code, JSON in JSON and quotations in strings do not count, however many there are."""
     content = text * (3 * json_members.MAX_TOKENS // len(text))
     body = json.dumps({"messages": [{"content": content}], "user": "alice"}).encode()
-    assert read(body, limit=64 * MIB).user == (UserState.VALID, "alice")
+    assert read(body, limit=64 * MIB).user == Identifier(UserState.VALID, "alice")
     nested = body[:-1] + b', "x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
     assert read(nested, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
     less = body[:-1] + b', "x": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"

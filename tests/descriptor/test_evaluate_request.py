@@ -93,7 +93,7 @@ def test_the_attributes_of_the_body() -> None:
     """A raw body is read, once; it counts as too large where it may not be."""
     message = posted()
     alice = read(message)
-    assert alice.attributes.user == (UserState.VALID, "alice")
+    assert alice.attributes.user == Identifier(UserState.VALID, "alice")
     assert EndUser(USER, UserState.VALID, "alice") in alice.decision_input.end_users
     bob = BodyAttributes(Identifier(UserState.VALID, "bob"), Identifier(UserState.ABSENT))
     assert read(message, body=bob).attributes is bob
