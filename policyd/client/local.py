@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -150,10 +150,14 @@ class LocalPolicyClient:
             keep_checked(self.log),
             self.log.keep_synced(),
         )
-        # So that the first requests get decisions, where policyd answers.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_START):
-                await self.follower.settled.wait()
+        async with AsyncExitStack() as begun:
+            # A caller that stops waiting leaves no task behind, and no lock.
+            begun.push_async_callback(self.close, 0)
+            # So that the first requests get decisions, where policyd answers.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_START):
+                    await self.follower.settled.wait()
+            begun.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -241,3 +242,15 @@ async def test_a_policyds_spool(tmp_path: Path) -> None:
     (tmp_path / "database").write_text("d" * 32)
     with pytest.raises(SettingsError, match="is the spool of a policyd"):
         await LocalPolicyClient("x:1", spool=tmp_path, token="t").__aenter__()
+
+
+async def test_a_start_that_is_cancelled(tmp_path: Path) -> None:
+    """A client whose caller stops waiting for it leaves no task behind, and its spool is free."""
+    before = asyncio.all_tasks()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2), client(target, tmp_path):
+                    raise AssertionError("it waits for a policyd")
+    assert asyncio.all_tasks() == before
