@@ -11,7 +11,6 @@ those are depends on Python's version, and a verdict must not.
 import re
 import unicodedata
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 from policyd.engine.places import (
@@ -107,7 +106,7 @@ def together(occurrences: Sequence[Identifier]) -> Identifier:
     """
     if len(occurrences) == 1:
         return occurrences[0]
-    worst = max(occurrences, key=itemgetter(0))
+    worst = max(occurrences)
     if worst.state is not _VALID:
         return worst
     values = dict.fromkeys(

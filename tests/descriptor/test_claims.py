@@ -107,6 +107,7 @@ def test_the_model(message: pb.EvaluateRequest, state: ModelState, model: str) -
 
 PLACE = "metadata.user_id"
 HEADER = "header:x-person"
+METADATA = '{"metadata":{"user_id":"u"}}'
 
 
 def named(place: str, *values: str) -> list[pb.EndUser]:
@@ -169,6 +170,10 @@ def named(place: str, *values: str) -> list[pb.EndUser]:
         (asked(end_users=named(HEADER, "u", "u")), ("x-person",), EndUser(HEADER, VALID, "u")),
         (asked(end_users=named(HEADER, "u", "v")), ("x-person",), EndUser(HEADER, DUPLICATE)),
         (asked(end_users=named(PLACE, "u", "v")), (), EndUser(PLACE, VALID, "u", ("v",))),
+        (asked(METADATA, end_users=named(PLACE, "v")), (), EndUser(PLACE, VALID, "u", ("v",))),
+        (asked(METADATA, end_users=named(PLACE, " ")), (), EndUser(PLACE, UserState.BLANK)),
+        (asked('{"metadata":{"user_id":" "}}'), (), EndUser(PLACE, UserState.BLANK)),
+        (asked(end_users=named(PLACE, " ")), (), EndUser(PLACE, UserState.BLANK)),
     ],
 )
 def test_further_places(
