@@ -129,9 +129,8 @@ def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
     user = attributes.end_user
     if user.state is not UserState.VALID:
         return None
-    broken = ""
-    for value in (user.value or "", *user.further_values):
-        broken = broken or _broken(value, rules)
+    values = (user.value or "", *user.further_values)
+    broken = next(filter(None, (_broken(value, rules) for value in values)), "")
     if not broken:
         return None
     verb, rest = broken.split(" ", 1)

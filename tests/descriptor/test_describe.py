@@ -115,6 +115,15 @@ CASES = {
         STATED | {"user_state": 5, "safety_identifier_state": 2},
         body=b'{"model":"m","user":{}}',
     ),
+    "several users": Case(
+        {**VALID, "user": "a", "end_users": [_valid("user", "b")]},
+        body=b'{"model":"m","user":"a","user":"b"}',
+    ),
+    "several safety identifiers": Case(
+        {**STATED, "user_state": 2, "safety_identifier_state": 1, "safety_identifier": "d"}
+        | {"end_users": [_valid("safety_identifier", "e")]},
+        body=b'{"model":"m","safety_identifier":"d","safety_identifier":"e"}',
+    ),
     "several of each end user": Case(
         {
             **STATED,
