@@ -143,7 +143,7 @@ def test_entries_that_are_dropped(
         assert log.append([record(), record()]) is None
     assert losses(tmp_path) == {"a": 6}
     [line] = [one.getMessage() for one in caplog.records if one.name == decision_log.__name__]
-    assert line.startswith("decisions are dropped and counted: ")
+    assert line == f"decisions are dropped and counted: {log.problem}"
     assert os.strerror(number) in line
 
 
@@ -163,7 +163,7 @@ def test_entries_that_are_refused(
             log.append([record()])
     assert (lines(tmp_path), losses(tmp_path)) == (0, {})
     [line] = [one.getMessage() for one in caplog.records if one.name == decision_log.__name__]
-    assert line.startswith("decisions are refused: ")
+    assert line == f"decisions are refused: {log.problem}"
 
 
 def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
