@@ -131,9 +131,14 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     for begin in (spool.make, SpoolReader, lambda path: spool.prepare(path, "one")):
         with pytest.raises(SettingsError, match=f"--spool {file} cannot be used: .* Give it a "):
             begin(file)
-    (tmp_path / "database").mkdir()
-    with pytest.raises(SettingsError, match="Is a directory"):
-        spool.known_database(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["database", f"database.{os.getpid()}.tmp"], ids=["mark", "draft"])
+def test_a_mark_that_is_no_file(tmp_path: Path, name: str) -> None:
+    """A folder whose mark can be neither read nor written is not used, and the error says why."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(SettingsError, match=f"--spool {tmp_path} cannot be used: Is a directory"):
+        spool.prepare(tmp_path, "one")
 
 
 @pytest.mark.parametrize(

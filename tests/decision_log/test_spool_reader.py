@@ -123,6 +123,24 @@ def test_positions(folder: Path, reader: SpoolReader) -> None:
     assert reader.finished() == {name: 4}, "its position may be forgotten"
 
 
+def test_a_file_that_is_gone_before_its_end(folder: Path, reader: SpoolReader) -> None:
+    """A file that another program deletes is finished where it was read to."""
+    name = leave(folder, "worker", b"a", b"b")
+    reader.resume({name: 2})
+    (folder / name).unlink()
+    assert read(reader) == []
+    assert reader.finished() == {name: 2}
+
+
+def test_a_round_that_is_left_early(folder: Path, reader: SpoolReader) -> None:
+    """What was finished stays so if the next round does not come to it."""
+    name = leave(folder, "other", b"a")
+    read(reader)
+    leave(folder, "new", b"b")
+    assert next(reader.chunks(LIMIT)).lines == [b"b"]
+    assert reader.finished() == {name: 2}
+
+
 class Counting(System):
     """Counts the syncs."""
 
