@@ -142,6 +142,8 @@ def test_segments_without_entries(tmp_path: Path, noted: Noted, shipper: Shipper
     assert shipper.ship() == 1
     assert noted.told == ["append", "positions", "forget"]
     assert files(tmp_path) == []
+    assert shipper.ship() == 0
+    assert noted.told == [], "the destination was where it was expected"
 
 
 def test_files_that_were_gone_before(tmp_path: Path, noted: Noted, shipper: Shipper) -> None:
