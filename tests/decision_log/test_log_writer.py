@@ -261,11 +261,13 @@ async def problem_of(log: DecisionLog) -> type[LogFull] | None:
     return type(log.problem) if log.problem else None
 
 
+@pytest.mark.parametrize(("sync", "syncs"), [("never", 0), ("interval", 0), ("always", 1)])
 async def test_whether_decisions_can_be_logged(
-    spool: SpoolWriter, disk: Disk, tmp_path: Path
+    spool: SpoolWriter, disk: Disk, tmp_path: Path, sync: Sync, syncs: int
 ) -> None:
-    """A log that could not be written tries again by itself, and leaves nothing in the spool."""
-    log = log_of(spool)
+    """A log that could not be written tries again by itself, and leaves nothing in the spool. It
+    syncs where answers wait for that."""
+    log = log_of(spool, sync)
     disk.failing = {"write": errno.EIO}
     assert await problem_of(log) is None  # Nothing was in doubt, so nothing was tried.
     with pytest.raises(LogUnwritable):
@@ -274,7 +276,10 @@ async def test_whether_decisions_can_be_logged(
     assert log.denies
     disk.failing = {}
     assert await problem_of(log) is None
-    log.append([one := record()])
+    assert disk.syncs == syncs
+    durable = log.append([one := record()])
+    if durable:
+        await durable
     with closing(SpoolReader(tmp_path)) as reader:
         assert reader.lock()
         [line] = [line for chunk in reader.chunks(2**20) for line in chunk.lines]

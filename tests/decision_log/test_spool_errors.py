@@ -263,6 +263,9 @@ async def test_a_disk_that_hangs(
         with pytest.raises(LogUnwritable, match=hangs):
             log.append([record()])
     assert log.lost == 0
+    async with asyncio.timeout(30):
+        await log.check()
+    assert str(log.problem) == hangs
     caplog.clear()
     await log.close()
     assert caplog.messages == [hangs]
