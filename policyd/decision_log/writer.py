@@ -159,7 +159,7 @@ class DecisionLog:
         except LogFull as error:
             self._problem = error
             drops = self._drops(error)
-            self._say(error, drops=drops)
+            self._say(error, "dropped and counted" if drops else "refused")
             if not drops or isinstance(entries[0], Outcome):
                 raise
             self._spool.drop(len(entries))
@@ -170,7 +170,7 @@ class DecisionLog:
         if error := await self._try_to_sync(_PATIENCE):
             self._problem = error
             drops = self._drops(error)
-            self._say(error, drops=drops)
+            self._say(error, "answered before the disk has them" if drops else "refused")
             if not drops or not can_drop:
                 raise error
             # The kernel has the entries, so the log gets them unless the power fails.
@@ -206,7 +206,6 @@ class DecisionLog:
         is_error = isinstance(error, LogUnwritable)
         return self._drop_on_error if is_error else self._drop_when_full
 
-    def _say(self, error: LogFull, *, drops: bool) -> None:
+    def _say(self, error: LogFull, then: str) -> None:
         if self._throttle.is_due():
-            then = "dropped and counted" if drops else "refused"
             _log.error("decisions are %s: %s", then, error)

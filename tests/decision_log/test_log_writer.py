@@ -177,7 +177,7 @@ def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, d
 
 @pytest.mark.parametrize("drops", [False, True])
 async def test_a_sync_that_fails(
-    tmp_path: Path, spool: SpoolWriter, disk: Disk, drops: bool
+    tmp_path: Path, spool: SpoolWriter, disk: Disk, drops: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A decision is refused, or allowed but not counted as lost: the kernel has it. An outcome is
     refused in either case.
@@ -194,6 +194,10 @@ async def test_a_sync_that_fails(
             await one
     with pytest.raises(LogUnwritable, match="cannot be synced"):
         await other
+    assert log.denies is not drops
+    then = "answered before the disk has them" if drops else "refused"
+    assert caplog.messages == [f"decisions are {then}: {log.problem}"]
+    assert "cannot be synced: " in caplog.text
     assert losses(tmp_path) == {}
     disk.failing = {}
     again = log.append([record()])

@@ -295,6 +295,32 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
     assert len([name for name in os.listdir(folder) if name.endswith(".jsonl")]) > 1
 
 
+async def test_a_background_sync_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions are refused once a sync takes too long, until one succeeds again."""
+    monkeypatch.setattr(decision_log, "_INTERVAL", 0.001)
+    monkeypatch.setattr(decision_log, "_PATIENCE", 0.01)
+    disk = Slow()
+    writer = SpoolWriter(folder, "worker", LIMIT, "interval", disk)
+    log = DecisionLog(writer, "worker", drop_when_full=True, sync="interval")
+    log.append([record()])
+    keeping = asyncio.create_task(log.keep_synced())
+
+    async def wait_until(denies: bool) -> None:
+        async with asyncio.timeout(30):
+            while log.denies is not denies:
+                await asyncio.sleep(0.001)
+                await log.check()
+
+    await wait_until(True)
+    with pytest.raises(LogUnwritable, match="cannot be synced"):
+        log.append([record()])
+    disk.waits.set()
+    await wait_until(False)
+    log.append([record()])
+    keeping.cancel()
+    await log.close()
+
+
 def _is_taken(append: Callable[[], Awaitable[None] | None]) -> bool:
     with suppress(LogUnwritable):
         assert append() is None
