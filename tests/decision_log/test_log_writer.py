@@ -17,7 +17,7 @@ import pytest
 
 from policyd.decision_log import writer as decision_log
 from policyd.decision_log.record import Record
-from policyd.decision_log.refused_key import RefusedKey, RefusedKeyReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.decision_log.spool import SpoolReader, SpoolWriter, Sync
 from policyd.decision_log.spool.system import System
 from policyd.decision_log.writer import DecisionLog
@@ -112,6 +112,16 @@ def test_counts_of_refused_keys(tmp_path: Path, spool: SpoolWriter, disk: Disk) 
         assert lines(tmp_path) == 1
 
 
+def test_the_minute_of_a_count(tmp_path: Path, spool: SpoolWriter) -> None:
+    """Refused keys are counted by the minutes of the log's clock."""
+    log = DecisionLog(spool, "a", drop_when_full=False, clock=lambda: 630.0)
+    log.append([refused_key()])
+    log.flush()
+    [file] = tmp_path.glob("*.jsonl")
+    [count, _] = file.read_bytes().splitlines()
+    assert msgspec.json.decode(count, type=RefusedKeyCount).minute == 10
+
+
 def test_counts_for_which_there_is_no_room(tmp_path: Path) -> None:
     """While the spool is fuller than a quarter, counts wait."""
     with closing(SpoolWriter(tmp_path, "a", 4000)) as spool:
@@ -128,16 +138,19 @@ def test_counts_for_which_there_is_no_room(tmp_path: Path) -> None:
         assert lines(tmp_path) == 2, "the second line, and the count"
 
 
+@pytest.mark.parametrize("sync", ["never", "always"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_entries_that_are_dropped(
     tmp_path: Path,
     spool: SpoolWriter,
     disk: Disk,
     number: int,
+    sync: Sync,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every entry of the batch counts as lost. The log tells so at once, and then seldom."""
-    log = log_of(spool, drops=True)
+    """Every entry of the batch counts as lost, and there is nothing to wait for. The log tells so
+    at once, and then seldom."""
+    log = log_of(spool, sync, drops=True)
     disk.failing = {"write": number}
     for _ in range(3):
         assert log.append([record(), record()]) is None
@@ -244,6 +257,18 @@ async def test_the_end(spool: SpoolWriter, disk: Disk, sync: Sync, syncs: int) -
     await log.close()
     assert disk.syncs == syncs
     assert spool._segment == -1
+
+
+async def test_what_is_not_asked_for(spool: SpoolWriter, disk: Disk) -> None:
+    """Unless it is told otherwise, a log syncs nothing, and refuses what cannot be written."""
+    log = DecisionLog(spool, "a", drop_when_full=True)
+    assert log.append([record()]) is None
+    disk.failing = {"write": errno.EIO}
+    with pytest.raises(LogUnwritable):
+        log.append([record()])
+    disk.failing = {}
+    await log.close()
+    assert disk.syncs == 0
 
 
 async def test_an_end_without_a_sync(
