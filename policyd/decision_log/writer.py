@@ -118,7 +118,7 @@ class DecisionLog:
         except LogFull as error:
             self._problem = error
         else:
-            self._problem = await self._try_to_sync() if self._sync == "always" else None
+            self._problem = await self._try_to_sync(_PATIENCE) if self._sync == "always" else None
 
     def flush(self) -> None:
         """Write the counts of refused keys, and of decisions that were lost while the disk was
@@ -134,7 +134,7 @@ class DecisionLog:
             is_due = self._sync == "interval" and self._spool.written > synced
             if is_due or self._failure is not None:
                 written = self._spool.written
-                self._failure = await self._try_to_sync()
+                self._failure = await self._try_to_sync(_PATIENCE)
                 if self._failure is None:
                     synced = written
 
@@ -159,7 +159,7 @@ class DecisionLog:
         except LogFull as error:
             self._problem = error
             drops = self._drops(error)
-            self._say(error, drops=drops)
+            self._say(error, "dropped and counted" if drops else "refused")
             if not drops or isinstance(entries[0], Outcome):
                 raise
             self._spool.drop(len(entries))
@@ -167,15 +167,15 @@ class DecisionLog:
         return True
 
     async def _synced(self, *, can_drop: bool) -> None:
-        if error := await self._try_to_sync():
+        if error := await self._try_to_sync(_PATIENCE):
             self._problem = error
             drops = self._drops(error)
-            self._say(error, drops=drops)
+            self._say(error, "answered before the disk has them" if drops else "refused")
             if not drops or not can_drop:
                 raise error
             # The kernel has the entries, so the log gets them unless the power fails.
 
-    async def _try_to_sync(self, patience: float = _PATIENCE) -> LogFull | None:
+    async def _try_to_sync(self, patience: float) -> LogFull | None:
         """Sync for up to `patience` seconds. Returns why that failed, if it did."""
         asked = self._thread.request()
         # The sync is not cancelled after that, as others wait for it too.
@@ -206,7 +206,6 @@ class DecisionLog:
         is_error = isinstance(error, LogUnwritable)
         return self._drop_on_error if is_error else self._drop_when_full
 
-    def _say(self, error: LogFull, *, drops: bool) -> None:
+    def _say(self, error: LogFull, then: str) -> None:
         if self._throttle.is_due():
-            then = "dropped and counted" if drops else "refused"
             _log.error("decisions are %s: %s", then, error)

@@ -17,7 +17,7 @@ import pytest
 
 from policyd.decision_log import writer as decision_log
 from policyd.decision_log.record import Record
-from policyd.decision_log.refused_key import RefusedKey, RefusedKeyReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.decision_log.spool import SpoolReader, SpoolWriter, Sync
 from policyd.decision_log.spool.system import System
 from policyd.decision_log.writer import DecisionLog
@@ -112,6 +112,16 @@ def test_counts_of_refused_keys(tmp_path: Path, spool: SpoolWriter, disk: Disk) 
         assert lines(tmp_path) == 1
 
 
+def test_the_minute_of_a_count(tmp_path: Path, spool: SpoolWriter) -> None:
+    """Refused keys are counted by the minutes of the log's clock."""
+    log = DecisionLog(spool, "a", drop_when_full=False, clock=lambda: 630.0)
+    log.append([refused_key()])
+    log.flush()
+    [file] = tmp_path.glob("*.jsonl")
+    [count, _] = file.read_bytes().splitlines()
+    assert msgspec.json.decode(count, type=RefusedKeyCount).minute == 10
+
+
 def test_counts_for_which_there_is_no_room(tmp_path: Path) -> None:
     """While the spool is fuller than a quarter, counts wait."""
     with closing(SpoolWriter(tmp_path, "a", 4000)) as spool:
@@ -128,22 +138,25 @@ def test_counts_for_which_there_is_no_room(tmp_path: Path) -> None:
         assert lines(tmp_path) == 2, "the second line, and the count"
 
 
+@pytest.mark.parametrize("sync", ["never", "always"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_entries_that_are_dropped(
     tmp_path: Path,
     spool: SpoolWriter,
     disk: Disk,
     number: int,
+    sync: Sync,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every entry of the batch counts as lost. The log tells so at once, and then seldom."""
-    log = log_of(spool, drops=True)
+    """Every entry of the batch counts as lost, and there is nothing to wait for. The log tells so
+    at once, and then seldom."""
+    log = log_of(spool, sync, drops=True)
     disk.failing = {"write": number}
     for _ in range(3):
         assert log.append([record(), record()]) is None
     assert losses(tmp_path) == {"a": 6}
     [line] = [one.getMessage() for one in caplog.records if one.name == decision_log.__name__]
-    assert line.startswith("decisions are dropped and counted: ")
+    assert line == f"decisions are dropped and counted: {log.problem}"
     assert os.strerror(number) in line
 
 
@@ -163,7 +176,7 @@ def test_entries_that_are_refused(
             log.append([record()])
     assert (lines(tmp_path), losses(tmp_path)) == (0, {})
     [line] = [one.getMessage() for one in caplog.records if one.name == decision_log.__name__]
-    assert line.startswith("decisions are refused: ")
+    assert line == f"decisions are refused: {log.problem}"
 
 
 def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, disk: Disk) -> None:
@@ -177,7 +190,7 @@ def test_an_outcome_that_cannot_be_written(tmp_path: Path, spool: SpoolWriter, d
 
 @pytest.mark.parametrize("drops", [False, True])
 async def test_a_sync_that_fails(
-    tmp_path: Path, spool: SpoolWriter, disk: Disk, drops: bool
+    tmp_path: Path, spool: SpoolWriter, disk: Disk, drops: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A decision is refused, or allowed but not counted as lost: the kernel has it. An outcome is
     refused in either case.
@@ -194,6 +207,10 @@ async def test_a_sync_that_fails(
             await one
     with pytest.raises(LogUnwritable, match="cannot be synced"):
         await other
+    assert log.denies is not drops
+    then = "answered before the disk has them" if drops else "refused"
+    assert caplog.messages == [f"decisions are {then}: {log.problem}"]
+    assert "cannot be synced: " in caplog.text
     assert losses(tmp_path) == {}
     disk.failing = {}
     again = log.append([record()])
@@ -242,6 +259,18 @@ async def test_the_end(spool: SpoolWriter, disk: Disk, sync: Sync, syncs: int) -
     assert spool._segment == -1
 
 
+async def test_what_is_not_asked_for(spool: SpoolWriter, disk: Disk) -> None:
+    """Unless it is told otherwise, a log syncs nothing, and refuses what cannot be written."""
+    log = DecisionLog(spool, "a", drop_when_full=True)
+    assert log.append([record()]) is None
+    disk.failing = {"write": errno.EIO}
+    with pytest.raises(LogUnwritable):
+        log.append([record()])
+    disk.failing = {}
+    await log.close()
+    assert disk.syncs == 0
+
+
 async def test_an_end_without_a_sync(
     tmp_path: Path, spool: SpoolWriter, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,11 +290,13 @@ async def problem_of(log: DecisionLog) -> type[LogFull] | None:
     return type(log.problem) if log.problem else None
 
 
+@pytest.mark.parametrize(("sync", "syncs"), [("never", 0), ("interval", 0), ("always", 1)])
 async def test_whether_decisions_can_be_logged(
-    spool: SpoolWriter, disk: Disk, tmp_path: Path
+    spool: SpoolWriter, disk: Disk, tmp_path: Path, sync: Sync, syncs: int
 ) -> None:
-    """A log that could not be written tries again by itself, and leaves nothing in the spool."""
-    log = log_of(spool)
+    """A log that could not be written tries again by itself, and leaves nothing in the spool. It
+    syncs where answers wait for that."""
+    log = log_of(spool, sync)
     disk.failing = {"write": errno.EIO}
     assert await problem_of(log) is None  # Nothing was in doubt, so nothing was tried.
     with pytest.raises(LogUnwritable):
@@ -274,7 +305,10 @@ async def test_whether_decisions_can_be_logged(
     assert log.denies
     disk.failing = {}
     assert await problem_of(log) is None
-    log.append([one := record()])
+    assert disk.syncs == syncs
+    durable = log.append([one := record()])
+    if durable:
+        await durable
     with closing(SpoolReader(tmp_path)) as reader:
         assert reader.lock()
         [line] = [line for chunk in reader.chunks(2**20) for line in chunk.lines]

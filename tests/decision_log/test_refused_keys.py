@@ -141,6 +141,7 @@ def test_a_minute() -> None:
     first, other = tally.counts
     assert (first.source, first.missing, first.unknown, first.conflicting) == ("192.0.2.1", 1, 2, 1)
     assert (other.source, other.unknown) == ("192.0.2.2", 1)
+    assert first.minute == int(START.timestamp()) // 60
     assert len(tally.samples) == SAMPLES + 1
     assert tally.counts == []
     tally.add(refused_key())

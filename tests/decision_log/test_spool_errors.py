@@ -7,12 +7,13 @@ refused, or answered and counted as lost. No decision that was answered is lost 
 import asyncio
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
         assert (await case.close()) == (case.answered, 0)
         assert len(case.answered) == 2
     else:
-        with pytest.raises(SettingsError, match="cannot be used"):
+        with pytest.raises(SettingsError, match=f"--spool {re.escape(str(folder))} cannot be used"):
             Case(folder, kernel, (True, True))
     assert open_files() == before
 
@@ -227,18 +228,47 @@ async def test_all_that_wait_share_a_sync(folder: Path) -> None:
     await log.close()
 
 
-@pytest.mark.slow
-async def test_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sync that hangs fails after its time, and delays the end of policyd no longer."""
-    monkeypatch.setattr(decision_log, "_PATIENCE", 0.1)
+@pytest.mark.parametrize("drops", [False, True])
+async def test_a_disk_that_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, drops: bool
+) -> None:
+    """A sync that hangs fails after its time. From then on entries fail without waiting, or need no
+    sync if they may be dropped, and the end of policyd is delayed no longer."""
+    monkeypatch.setattr(decision_log, "_PATIENCE", 0.01)
+    monkeypatch.setattr(decision_log, "_LAST", 0.01)
     disk = Slow()
     writer = SpoolWriter(folder, "worker", LIMIT, "always", disk)
-    log = DecisionLog(writer, "worker", drop_when_full=True, sync="always")
-    durable = log.append([record()])
-    assert durable
-    with pytest.raises(LogUnwritable, match="cannot be synced"):
-        await durable
+    log = DecisionLog(writer, "worker", drop_when_full=True, drop_on_error=drops, sync="always")
+    hangs = (
+        "the decision log cannot be synced: the disk takes more than 0 s. See to the disk that "
+        "--spool names, or serve with --log-error drop"
+    )
+    one, other = log.append([record()]), log.append([outcome(record())])
+    assert one
+    assert other
+    with nullcontext() if drops else pytest.raises(LogUnwritable, match=hangs):
+        await one
+    with pytest.raises(LogUnwritable, match=hangs):
+        await other
+    assert str(log.problem) == hangs
+    assert log.denies is not drops
+    before = writer.written
+    with pytest.raises(LogUnwritable, match=hangs):
+        log.append([outcome(record())])
+    assert writer.written == before
+    if drops:
+        assert log.append([record()]) is None
+        assert writer.written > before
+    else:
+        with pytest.raises(LogUnwritable, match=hangs):
+            log.append([record()])
+    assert log.lost == 0
+    async with asyncio.timeout(30):
+        await log.check()
+    assert str(log.problem) == hangs
+    caplog.clear()
     await log.close()
+    assert caplog.messages == [hangs]
     disk.waits.set()
 
 
@@ -263,6 +293,32 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
     keeping.cancel()
     await log.close()
     assert len([name for name in os.listdir(folder) if name.endswith(".jsonl")]) > 1
+
+
+async def test_a_background_sync_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions are refused once a sync takes too long, until one succeeds again."""
+    monkeypatch.setattr(decision_log, "_INTERVAL", 0.001)
+    monkeypatch.setattr(decision_log, "_PATIENCE", 0.01)
+    disk = Slow()
+    writer = SpoolWriter(folder, "worker", LIMIT, "interval", disk)
+    log = DecisionLog(writer, "worker", drop_when_full=True, sync="interval")
+    log.append([record()])
+    keeping = asyncio.create_task(log.keep_synced())
+
+    async def wait_until(denies: bool) -> None:
+        async with asyncio.timeout(30):
+            while log.denies is not denies:
+                await asyncio.sleep(0.001)
+                await log.check()
+
+    await wait_until(True)
+    with pytest.raises(LogUnwritable, match="cannot be synced"):
+        log.append([record()])
+    disk.waits.set()
+    await wait_until(False)
+    log.append([record()])
+    keeping.cancel()
+    await log.close()
 
 
 def _is_taken(append: Callable[[], Awaitable[None] | None]) -> bool:

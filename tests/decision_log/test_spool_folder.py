@@ -54,10 +54,12 @@ def test_entries_of_another_database(tmp_path: Path) -> None:
     spool.prepare(tmp_path, "other")
     writer.write(b"a\n")
     writer.close()
-    with pytest.raises(
-        SettingsError, match=r"holds entries of another .* that database, or give --spool another"
-    ):
+    with pytest.raises(SettingsError) as refused:
         spool.prepare(tmp_path, "one")
+    assert str(refused.value) == (
+        f"--spool {tmp_path} holds entries of another database, which that one does not have yet: "
+        "run policyd with that database, or give --spool another folder"
+    )
     assert spool.known_database(tmp_path) == "other"
 
 
@@ -73,6 +75,55 @@ def test_a_folder_in_use(tmp_path: Path) -> None:
     assert spool.known_database(tmp_path) == "one"
 
 
+def test_a_gateways_folder(tmp_path: Path) -> None:
+    """A gateway marks its folder, for its owner alone, and finds it again, also once it knows the
+    database of its policyd."""
+    folder = tmp_path / "spool"
+    before, umask = open_files(), os.umask(0)
+    try:
+        spool.claim(folder)
+        spool.claim(folder)
+    finally:
+        os.umask(umask)
+    assert open_files() == before
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [file.name for file in folder.iterdir()] == ["gateway"]
+    assert stat.S_IMODE((folder / "gateway").stat().st_mode) == 0o600
+    spool.prepare(folder, "database")
+    spool.claim(folder)
+
+
+def test_whose_folder_it_is(tmp_path: Path) -> None:
+    """The folder of a policyd is refused to a gateway, and a gateway's to a policyd. A folder that
+    is new is nobody's."""
+    spool.check_own(tmp_path)
+    spool.check_gateways(tmp_path)
+    spool.prepare(tmp_path / "policyd", "database")
+    spool.check_own(tmp_path / "policyd")
+    spool.claim(tmp_path / "gateway")
+    spool.check_gateways(tmp_path / "gateway")
+    for refuses in (spool.claim, spool.check_gateways):
+        with pytest.raises(SettingsError) as refused:
+            refuses(tmp_path / "policyd")
+        assert str(refused.value) == (
+            f"--spool {tmp_path}/policyd is the spool of a policyd: give the gateway a folder of "
+            "its own"
+        )
+    with pytest.raises(SettingsError) as refused:
+        spool.check_own(tmp_path / "gateway")
+    assert str(refused.value) == (
+        f"--spool {tmp_path}/gateway is the spool of a gateway that decides by itself: give "
+        "policyd a folder of its own"
+    )
+
+
+def test_a_folder_that_cannot_be_marked(tmp_path: Path) -> None:
+    """A gateway that cannot mark its folder does not use it, and the error gives the cause."""
+    (tmp_path / "gateway").mkdir()
+    with pytest.raises(SettingsError, match=f"--spool {tmp_path} cannot be used: Is a directory"):
+        spool.claim(tmp_path)
+
+
 def test_what_is_no_folder(tmp_path: Path) -> None:
     """A path that is no folder cannot be used, and the error names it and the fix."""
     file = tmp_path / "file"
@@ -80,9 +131,14 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     for begin in (spool.make, SpoolReader, lambda path: spool.prepare(path, "one")):
         with pytest.raises(SettingsError, match=f"--spool {file} cannot be used: .* Give it a "):
             begin(file)
-    (tmp_path / "database").mkdir()
-    with pytest.raises(SettingsError, match="Is a directory"):
-        spool.known_database(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["database", f"database.{os.getpid()}.tmp"], ids=["mark", "draft"])
+def test_a_mark_that_is_no_file(tmp_path: Path, name: str) -> None:
+    """A folder whose mark can be neither read nor written is not used, and the error says why."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(SettingsError, match=f"--spool {tmp_path} cannot be used: Is a directory"):
+        spool.prepare(tmp_path, "one")
 
 
 @pytest.mark.parametrize(

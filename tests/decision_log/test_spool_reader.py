@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,8 @@ from policyd.decision_log.spool.system import System
 from tests.support.open_files import open_files
 
 LIMIT = 2**20
+START = 1_767_225_600
+"""Seconds since 1970."""
 
 
 @pytest.fixture
@@ -120,6 +123,24 @@ def test_positions(folder: Path, reader: SpoolReader) -> None:
     assert reader.finished() == {name: 4}, "its position may be forgotten"
 
 
+def test_a_file_that_is_gone_before_its_end(folder: Path, reader: SpoolReader) -> None:
+    """A file that another program deletes is finished where it was read to."""
+    name = leave(folder, "worker", b"a", b"b")
+    reader.resume({name: 2})
+    (folder / name).unlink()
+    assert read(reader) == []
+    assert reader.finished() == {name: 2}
+
+
+def test_a_round_that_is_left_early(folder: Path, reader: SpoolReader) -> None:
+    """What was finished stays so if the next round does not come to it."""
+    name = leave(folder, "other", b"a")
+    read(reader)
+    leave(folder, "new", b"b")
+    assert next(reader.chunks(LIMIT)).lines == [b"b"]
+    assert reader.finished() == {name: 2}
+
+
 class Counting(System):
     """Counts the syncs."""
 
@@ -205,12 +226,45 @@ def test_files_that_are_deleted_meanwhile(folder: Path) -> None:
     name = leave(folder, "one", b"a", lost=1)
     with closing(SpoolReader(folder, Ghosts())) as reader:
         assert reader.lock()
+        os.utime(folder / name, (START, START))
+        assert reader.waiting()[1] == START
         assert [chunk.name for chunk in read(reader)] == [name]
         assert reader.left() == 2
         assert reader.losses() == {"one": 1}
         assert reader.ended() == {"one"}
         reader.forget_losses({"one": 1})
         assert reader.losses() == {}
+
+
+def entry(time: float) -> bytes:
+    """The beginning of a decision that was made at this time."""
+    return b'["D","%012x%020x"]' % (int(time * 1000), 1)
+
+
+def test_what_waits(folder: Path, reader: SpoolReader) -> None:
+    """All that the store does not have waits, since the oldest decision at a position was made."""
+    before = time.time()
+    size, oldest = reader.waiting()
+    assert size == 0
+    assert before <= oldest <= time.time()
+    one = leave(folder, "one", entry(START + 5), entry(START + 3))
+    leave(folder, "other", entry(START + 4))
+    for file in folder.glob("*.jsonl"):
+        os.utime(file, (1, 1))
+    length = len(entry(START)) + 1
+    assert reader.waiting() == (3 * length, START + 4), "the first decision of the other file"
+    reader.resume({one: length})
+    assert reader.waiting() == (2 * length, START + 3)
+    reader.resume({one: 2 * length})
+    assert reader.waiting() == (length, START + 4), "nothing waits in the one file"
+
+
+@pytest.mark.parametrize("line", [b"no decision", b" " * 40 + entry(START)], ids=["none", "late"])
+def test_what_waits_and_has_no_time(folder: Path, reader: SpoolReader, line: bytes) -> None:
+    """Where a line does not begin with a decision's ID, it waits since its file was written."""
+    name = leave(folder, "one", line)
+    os.utime(folder / name, (START, START + 7))
+    assert reader.waiting() == (len(line) + 1, START + 7)
 
 
 def test_what_waits_for_the_next_start(folder: Path, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def _whole(content: bytes, size: int) -> bytes:
 
 def _process(name: str) -> str:
     """The process whose losses the file with this name counts."""
-    return name.removesuffix(".lost").partition("-")[0]
+    return name.partition("-")[0]
 
 
 def _number(digits: bytes) -> int:

@@ -34,8 +34,7 @@ class Spares:
             self._system.close(self._kept.pop())
             return work()
         finally:
-            if len(self._kept) < _SPARES:
-                self._fill()
+            self._fill()
 
     def close(self) -> None:
         """Close all of them."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,8 +42,10 @@ class SpoolWriter:
         limit: int,
         sync: Sync = "never",
         system: System | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._system = system or System()
+        self._clock = clock
         self._path = folder
         self._folder = -1
         self._process = process
@@ -81,7 +84,6 @@ class SpoolWriter:
             if error.errno not in NO_ROOM:
                 self.close()
                 raise unusable(self._path, error) from None
-            self._problem = error
             _log.error("the spool has no room yet: %s", cause(error))
 
     def write(self, lines: bytes) -> None:
@@ -91,7 +93,7 @@ class SpoolWriter:
 
     def is_doubtful(self) -> bool:
         """Whether the next entry may not find room, or a file to be written to."""
-        self._look(time.monotonic())
+        self._look(self._clock())
         return self._is_torn or self._used + len(_TRIAL) > self._limit
 
     def try_out(self) -> None:
@@ -109,7 +111,7 @@ class SpoolWriter:
 
     def _make_ready(self, length: int) -> None:
         """Make sure that a file can take `length` bytes. Raises LogFull or LogUnwritable."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked_at > _LOOK or self._used + length > self._limit:
             self._look(now)
         if self._size >= self._segment_size or self._is_torn:
@@ -134,7 +136,7 @@ class SpoolWriter:
 
     def is_fuller_than(self, share: float) -> bool:
         """Whether more than this share of the limit is used."""
-        self._look(time.monotonic())
+        self._look(self._clock())
         return self._used > share * self._limit
 
     def drop(self, entries: int) -> None:
