@@ -1,12 +1,16 @@
 """How many bytes of bodies are held at once, and where bodies are read."""
 
 import asyncio
+import ctypes
 import gzip
 import json
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import Context
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +24,7 @@ from policyd.engine import endpoints
 from policyd.errors import BodiesFull
 
 MIB = 2**20
+MUCH = 8 * MIB
 LARGE = AT_ONCE + 1
 LIMIT = 4 * MIB
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
@@ -102,13 +107,91 @@ def test_the_memory() -> None:
         one.grow(3 * LARGE)
         other.grow(LARGE)
         for size, decoded in ((LARGE + 1, 0), (LARGE, SMALL + 1)):
-            with pytest.raises(BodiesFull, match="raise --body-memory"):
+            with pytest.raises(BodiesFull) as error:
                 other.grow(size, decoded)
+            assert str(error.value) == (
+                "policyd holds as many request bodies as it may. Try again; if it lasts, raise "
+                "--body-memory"
+            )
         assert bodies.held == 4 * LARGE
         other.grow(LARGE)
         one.grow(LARGE)
         other.grow(2 * LARGE)
     assert bodies.held == 0
+
+
+class Timers(asyncio.SelectorEventLoop):
+    """An event loop that tells what is to be called later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: list[tuple[float, Callable[..., object]]] = []
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.later.append((delay, callback))
+        return super().call_later(delay, callback, *args, context=context)
+
+
+def timers(bodies: Bodies, sizes: Sequence[int]) -> list[tuple[float, Callable[..., object]]]:
+    """What is to be called later, and when, after a body had these sizes."""
+
+    async def hold() -> None:
+        held = bodies.hold()
+        for size in sizes:
+            held.grow(size)
+
+    loop = Timers()
+    try:
+        loop.run_until_complete(hold())
+    finally:
+        loop.close()
+    return loop.later
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times"),
+    [
+        ([MUCH, 0], 1),
+        ([LARGE, MUCH, LARGE, 0], 1),
+        ([MUCH - 1, 0], 0),
+        ([MUCH, LARGE], 0),
+        ([MUCH, SMALL + 1], 0),
+        ([MUCH, 0, LARGE, 0], 1),
+        ([MUCH, 0, MUCH, 0], 2),
+    ],
+)
+def test_when_memory_is_given_back(sizes: Sequence[int], times: int) -> None:
+    """A second after no body is held any more, where 8 MiB were held since the last time."""
+    assert [delay for delay, _ in timers(Bodies(16 * MIB), sizes)] == [1.0] * times
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="it is glibc's")
+def test_memory_is_given_back() -> None:
+    """The system gets what is not in use, unless other bodies are held by then."""
+    bodies = Bodies(16 * MIB)
+    ((_, settle),) = timers(bodies, [MUCH, 0])
+    blocks = [b"a" * (64 * 1024) for _ in range(256)]
+    kept = blocks[::16]  # They keep the C library from giving back what is freed between them.
+    del blocks
+    before = resident()
+    with bodies.hold() as held:
+        held.grow(LARGE)
+        settle()
+        assert before - resident() < MIB
+    settle()
+    assert before - resident() > MUCH
+    del kept
+
+
+def resident() -> int:
+    """Bytes of memory that this process has from the system."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_no_room_for_the_copy() -> None:
