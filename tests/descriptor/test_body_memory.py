@@ -8,9 +8,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextvars import Context
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +20,7 @@ from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import BodyContext, read_answer
 from policyd.engine import endpoints
 from policyd.errors import BodiesFull
+from tests.support.hurried import HurriedLoop
 
 MIB = 2**20
 MUCH = 8 * MIB
@@ -120,24 +119,6 @@ def test_the_memory() -> None:
     assert bodies.held == 0
 
 
-class Timers(asyncio.SelectorEventLoop):
-    """An event loop that tells what is to be called later."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.later: list[tuple[float, Callable[..., object]]] = []
-
-    def call_later(
-        self,
-        delay: float,
-        callback: Callable[..., object],
-        *args: Any,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        self.later.append((delay, callback))
-        return super().call_later(delay, callback, *args, context=context)
-
-
 def timers(bodies: Bodies, sizes: Sequence[int]) -> list[tuple[float, Callable[..., object]]]:
     """What is to be called later, and when, after a body had these sizes."""
 
@@ -146,7 +127,7 @@ def timers(bodies: Bodies, sizes: Sequence[int]) -> list[tuple[float, Callable[.
         for size in sizes:
             held.grow(size)
 
-    loop = Timers()
+    loop = HurriedLoop()
     try:
         loop.run_until_complete(hold())
     finally:

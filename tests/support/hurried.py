@@ -1,0 +1,24 @@
+"""An event loop in which nothing waits for time to pass, for tests of what is done every so often."""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+
+class HurriedLoop(asyncio.SelectorEventLoop):
+    """It calls at once what is to be called later, and tells after how many seconds that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: list[tuple[float, Callable[..., object]]] = []
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.later.append((delay, callback))
+        return super().call_later(0, callback, *args, context=context)
