@@ -57,9 +57,7 @@ def route_settings(
     return RouteSettings(TABLE.in_order(settings.items()), _accept(found, where))
 
 
-def _set(
-    held: Setting, policy: str, name: str, found: Mapping[str, str], where: str
-) -> Setting:
+def _set(held: Setting, policy: str, name: str, found: Mapping[str, str], where: str) -> Setting:
     if name != policy:
         return held._replace(override=_one_of(name, found, OVERRIDES, where))
     try:

@@ -39,6 +39,10 @@ def written(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.glob("me-*.jsonl")))
 
 
+def segments(folder: Path) -> int:
+    return len(list(folder.glob("me-*.jsonl")))
+
+
 def open_files(folder: Path) -> int:
     """How many files in this folder the process has open, beside the folder."""
     links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
@@ -103,7 +107,7 @@ async def test_when_the_disk_has_it(tmp_path: Path, sync: Sync) -> None:
     waits = log.append([record()])
     assert (waits is not None) == (sync == "always")
     pending = [waits] if waits is not None else []
-    while len(list(tmp_path.glob("me-*.jsonl"))) < 2:
+    while segments(tmp_path) < 2:
         more = log.append([record(summary="x" * 500)])
         if more is not None:
             pending.append(more)

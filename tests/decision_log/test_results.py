@@ -84,6 +84,6 @@ def test_the_result_that_the_other_fields_say(flags: str, message: str | None) -
 @pytest.mark.parametrize(
     "given", [{"mode": None, "source": None}, {"mode": None}, {"source": None}]
 )
-def test_where_no_policy_applied(given: dict[str, None]) -> None:
+def test_where_no_policy_applied(given: dict[str, Any]) -> None:
     """Where no mode counted, no policy has found anything."""
     assert results.of(record(**given)) == []

@@ -9,7 +9,10 @@ from policyd.descriptor.message_fields import moment, optional
 from policyd.errors import InvalidArgument
 from policyd.v1 import admin_pb2 as pb
 
-FIRST, LAST = -62_135_596_800, 253_402_300_799  # The first second of the year 1, and the last of 9999.
+FIRST, LAST = (
+    -62_135_596_800,
+    253_402_300_799,
+)  # The first second of the year 1, and the last of 9999.
 
 
 def test_a_field_that_may_be_unset() -> None:

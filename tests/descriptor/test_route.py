@@ -67,7 +67,11 @@ def test_what_a_route_sets(given: dict[str, str], expected: RouteSettings) -> No
         ("mode", "", "mode to '': give one of off, audit, enforce"),
         ("mode", "x" * 81, f"mode to '{'x' * 80}': give one of off, audit, enforce"),
         ("override", "no", "override to 'no': give one of any, tighten_only, locked"),
-        (f"{NAME}.override", "no", f"{NAME}.override to 'no': give one of any, tighten_only, locked"),
+        (
+            f"{NAME}.override",
+            "no",
+            f"{NAME}.override to 'no': give one of any, tighten_only, locked",
+        ),
         (NAME, "on", f"{NAME} to 'on': {NAME} takes off, audit or enforce, not 'on'"),
         (
             "max_tokens",
@@ -75,7 +79,11 @@ def test_what_a_route_sets(given: dict[str, str], expected: RouteSettings) -> No
             f"max_tokens to 'enforce:{'x' * 72}': max_tokens: "
             f"a limit is a whole number from 1 to 1,000,000,000, not '{'x' * 64}'",
         ),
-        ("accept", "user,user", f"accept to 'user,user': {PLACES} user more than once: name it once"),
+        (
+            "accept",
+            "user,user",
+            f"accept to 'user,user': {PLACES} user more than once: name it once",
+        ),
     ],
     ids=str,
 )

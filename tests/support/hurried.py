@@ -1,9 +1,11 @@
-"""An event loop in which nothing waits for time to pass, for tests of what is done every so often."""
+"""An event loop in which nothing waits, for tests of what is done every so often."""
 
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import TypeVarTuple
+
+_Given = TypeVarTuple("_Given")
 
 
 class HurriedLoop(asyncio.SelectorEventLoop):
@@ -16,8 +18,8 @@ class HurriedLoop(asyncio.SelectorEventLoop):
     def call_later(
         self,
         delay: float,
-        callback: Callable[..., object],
-        *args: Any,
+        callback: Callable[[*_Given], object],
+        *args: *_Given,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         self.later.append((delay, callback))
