@@ -115,7 +115,6 @@ def test_as_many_places_as_there_is_room_for() -> None:
             ),
         ),
     ],
-    ids=ascii,
 )
 def test_override_headers(given: Overrides, kept: OverrideTexts) -> None:
     """Each value is kept once, in alphabetical order; one that is not valid as just that."""

@@ -187,7 +187,7 @@ FEW = [
     for size in (*range(13), 1000, 1001)
     for answered in (0, 1)
     for read, written in ((0, 0), (1, 0), (0, 1), (1, 2), (4, 6))
-]
+] + [(MAX_TOKENS, MAX_TOKENS, 0, 0)]
 
 
 @pytest.mark.parametrize("kind", CHARGED)

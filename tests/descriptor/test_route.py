@@ -53,7 +53,6 @@ PLACES = "give a list of places, as accept names"
         ),
         ({"accept": " header:x-user , user"}, RouteSettings((), ("header:x-user", "user"))),
     ],
-    ids=str,
 )
 def test_what_a_route_sets(given: dict[str, str], expected: RouteSettings) -> None:
     """A route may set each policy's mode, value and override, and which places it accepts."""
@@ -85,7 +84,6 @@ def test_what_a_route_sets(given: dict[str, str], expected: RouteSettings) -> No
             f"accept to 'user,user': {PLACES} user more than once: name it once",
         ),
     ],
-    ids=str,
 )
 def test_values_that_are_unknown(name: str, value: str, error: str) -> None:
     """The error says where the value stands, what it is, and which there are."""
