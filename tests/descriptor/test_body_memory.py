@@ -7,11 +7,12 @@ import json
 import os
 import random
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 
 import pytest
 
+from policyd.descriptor import body_readers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import AT_ONCE, SMALL, Bodies
 from policyd.descriptor.body_readers import READERS, BodyReaders
@@ -21,6 +22,7 @@ from policyd.descriptor.reader_process import BodyContext, read_answer
 from policyd.engine import endpoints
 from policyd.errors import BodiesFull
 from tests.support.hurried import HurriedLoop
+from tests.support.resident import leave_holes, resident
 
 MIB = 2**20
 MUCH = 8 * MIB
@@ -157,9 +159,7 @@ def test_memory_is_given_back() -> None:
     """The system gets what is not in use, unless other bodies are held by then."""
     bodies = Bodies(16 * MIB)
     ((_, settle),) = timers(bodies, [MUCH, 0])
-    blocks = [b"a" * (64 * 1024) for _ in range(256)]
-    kept = blocks[::16]  # They keep the C library from giving back what is freed between them.
-    del blocks
+    kept = leave_holes()
     before = resident()
     with bodies.hold() as held:
         held.grow(LARGE)
@@ -168,11 +168,6 @@ def test_memory_is_given_back() -> None:
     settle()
     assert before - resident() > MUCH
     del kept
-
-
-def resident() -> int:
-    """Bytes of memory that this process has from the system."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_no_room_for_the_copy() -> None:
@@ -260,7 +255,7 @@ async def test_bodies_take_turns() -> None:
     readers.close()
 
 
-async def test_a_reader_that_ends() -> None:
+async def test_a_reader_that_ends(caplog: pytest.LogCaptureFixture) -> None:
     """The body of a reader that is killed fails, and the next body gets a new reader. One that is
     killed between two bodies fails none."""
     readers = BodyReaders()
@@ -272,6 +267,9 @@ async def test_a_reader_that_ends() -> None:
     os.kill(first, signal.SIGKILL)
     with pytest.raises(BodiesFull, match="its reader failed"):
         await reading
+    assert caplog.messages == [
+        f"the process that read a body of {LIMIT} bytes has ended: the request is answered 503"
+    ]
     assert not readers.processes
     await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     (second,) = readers.processes
@@ -282,12 +280,46 @@ async def test_a_reader_that_ends() -> None:
     readers.close()
 
 
-async def test_a_reader_that_hangs() -> None:
+async def test_a_reader_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """A reader that does not answer in time is killed, and its body fails."""
     readers = BodyReaders(patience=0.001)  # No process starts as quickly.
     with pytest.raises(BodiesFull, match="its reader failed"):
         await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    assert caplog.messages == [
+        f"the process that read a body of {LARGE} bytes hangs, and is killed: the request is "
+        "answered 503"
+    ]
     assert not readers.processes
+
+
+async def test_a_reader_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body for which no process starts fails, and the log says why."""
+    monkeypatch.setattr(body_readers, "_COMMAND", ("/no-such-program",))
+    readers = BodyReaders()
+    with pytest.raises(BodiesFull) as error:
+        await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    assert str(error.value) == ("a request body could not be read, as its reader failed. Try again")
+    assert caplog.messages == [
+        "a process that reads bodies does not start: "
+        "[Errno 2] No such file or directory: '/no-such-program'"
+    ]
+    readers.close()
+
+
+def test_a_killed_reader_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log tells of a process that the system has not ended after a while."""
+    monkeypatch.setattr(body_readers, "PATIENCE", 0.0)
+    process = subprocess.Popen(("sleep", "5"))
+    body_readers._reap(process)
+    assert caplog.messages == [
+        f"the process {process.pid}, which read bodies, was killed 0 s ago and has not ended"
+    ]
+    process.kill()
+    process.wait()
 
 
 async def test_a_turn_that_does_not_come() -> None:
