@@ -95,7 +95,7 @@ class _Package:
         """Billionths of a dollar; None where the package has no price for that."""
         names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
         usage = Usage(**dict(zip(names, used, strict=True)))
-        with suppress(LookupError, ValueError):
+        with suppress(ValueError):
             found = self.model.calc_price(usage, self.provider, genai_request_timestamp=at)
             return round(found.total_price * _NANO)
         return None
@@ -109,9 +109,8 @@ def _tariffs(model: str, day: int) -> tuple[_Charges | _Package, ...]:
 
 def _listed(model: str) -> Iterator[tuple[Provider, ModelInfo]]:
     """The providers that have the model, and what they call it."""
-    every = get_snapshot().providers
     for provider in map(_provider, _PROVIDERS):
-        if found := provider.find_model(model, all_providers=every):
+        if found := provider.find_model(model):
             yield provider, found
 
 

@@ -18,7 +18,7 @@ from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 
 _Member = TypeVar("_Member")
-_PARTS = ("", "override")
+_OVERRIDE = ".override"
 _KNOWN = ("mode", "override", "accept", "POLICY", "POLICY.override")
 
 
@@ -37,7 +37,7 @@ def route_settings(
     where = f"{where} set {prefix}"
     settings: dict[str, Setting] = {}
     original = TABLE.original.name
-    for short, full in (("mode", original), ("override", f"{original}.override")):
+    for short, full in (("mode", original), ("override", original + _OVERRIDE)):
         if short in found and full in found:
             raise InvalidArgument(f"{where}{short} and {full}, which are one setting: give one")
     if "mode" in found or "override" in found:
@@ -45,22 +45,20 @@ def route_settings(
             _one_of("mode", found, MODES, where), "", _one_of("override", found, OVERRIDES, where)
         )
     for name in sorted(found.keys() - {"mode", "override", "accept"}):
-        policy, _, part = name.partition(".")
-        if policy not in TABLE.by_name or part not in _PARTS:
+        policy = name.removesuffix(_OVERRIDE)
+        if policy not in TABLE.by_name:
             raise InvalidArgument(
                 f"{where}{name[:80]}, which policyd does not know: it knows "
                 f"{', '.join(prefix + one for one in _KNOWN)}, where POLICY is one of "
                 f"{', '.join(TABLE.by_name)}"
             )
         held = settings.get(policy, Setting())
-        settings[policy] = _set(held, policy, part, name, found, where)
+        settings[policy] = _set(held, policy, name, found, where)
     return RouteSettings(TABLE.in_order(settings.items()), _accept(found, where))
 
 
-def _set(
-    held: Setting, policy: str, part: str, name: str, found: Mapping[str, str], where: str
-) -> Setting:
-    if part:
+def _set(held: Setting, policy: str, name: str, found: Mapping[str, str], where: str) -> Setting:
+    if name != policy:
         return held._replace(override=_one_of(name, found, OVERRIDES, where))
     try:
         written = parse_setting(TABLE.by_name[policy], found[name])

@@ -316,7 +316,7 @@ def _holds_endpoint(text: str, among: Collection[_Words], end: _Words = ()) -> b
         for words in among:
             # An endpoint whose words are within `end` does not count there, unless some server may
             # end the path within `end`.
-            is_own = words == end[-len(words) :] or (is_plain and _are_in_order(words, end))
+            is_own = is_plain and _are_in_order(words, end)
             if _are_in_order(words, before if is_own else found):
                 return True
     return False

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from policyd.decision_log.export import COLUMNS, csv_rows, json_line
+from policyd.decision_log.export import COLUMNS, csv_rows, item, json_line
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict
 from policyd.engine.states import Ignored, Mode, ModelState, Source, UserState
 
@@ -148,8 +148,8 @@ def test_a_line_of_json() -> None:
 
 
 JUDGED = (
-    '[["max_tokens",3,"500",2,0,"Config set to max tokens of: 500; request was: 600"],'
-    '["enforce_user_ids",2,"",2,0,null]]'
+    '[["max_tokens",3,"500",2,1,"Config set to max tokens of: 500; request was: 600"],'
+    '["enforce_user_ids",2,"",4,0,null]]'
 )
 
 
@@ -166,9 +166,20 @@ def test_what_policies_found() -> None:
     assert first["message"] == "Config set to max tokens of: 500; request was: 600"
     assert (second["policy"], second["mode"]) == ("enforce_user_ids", "audit")
     assert second["message"] is None
+    assert (first["source"], first["override_ignored"]) == ("key", "locked")
+    assert (second["source"], second["override_ignored"]) == ("route", "not_ignored")
     row = _read(judged)
     assert (row["token_limit"], row["prompt_characters"]) == ("600", "12")
     assert json.loads(f"[{row['policies']}]") == found["policies"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("zoë", "zoë"), ("1", "1"), (1, "1"), (None, "null"), ({"user": "zoë"}, '{"user": "zoë"}')],
+)
+def test_a_value_in_a_line_for_people(value: object, text: str) -> None:
+    """A text stands there as it is, any other value as JSON, without escapes either."""
+    assert item(value) == text
 
 
 def test_numbers_that_are_none() -> None:

@@ -16,6 +16,8 @@ from genai_prices.types import (
     ConditionalPrice,
     ModelInfo,
     ModelPrice,
+    Tier,
+    TieredPrices,
     TimeOfDateConstraint,
 )
 from hypothesis import given, settings
@@ -152,6 +154,65 @@ def test_a_price_that_is_not_only_for_tokens(price: ModelPrice) -> None:
     with _listing(price) as model:
         for used in ((0, 0, 0, 0), (MILLION, 3, 0, 0), (7, MAX_TOKENS, 0, 0)):
             assert cost(model, *used, AT) == _by_the_package(model, used, AT)
+
+
+def tiered(base: str, *tiers: tuple[int, str]) -> TieredPrices:
+    return TieredPrices(Decimal(base), [Tier(start, Decimal(price)) for start, price in tiers])
+
+
+CHARGED = {
+    "input alone": ModelPrice(input_mtok=Decimal(3)),
+    "output too": ModelPrice(input_mtok=Decimal(3), output_mtok=Decimal(7)),
+    "reads": ModelPrice(
+        input_mtok=Decimal(3), output_mtok=Decimal(7), cache_read_mtok=Decimal("0.5")
+    ),
+    "writes": ModelPrice(
+        input_mtok=Decimal(3), output_mtok=Decimal(7), cache_write_mtok=Decimal("4.5")
+    ),
+    "reads and writes": ModelPrice(
+        input_mtok=Decimal(3), cache_read_mtok=Decimal("0.5"), cache_write_mtok=Decimal("4.5")
+    ),
+    "tiers": ModelPrice(
+        input_mtok=tiered("3", (10, "4"), (11, "5"), (1000, "6")),
+        output_mtok=tiered("7", (0, "8"), (1000, "9")),
+        cache_read_mtok=tiered("0.5", (10, "0.25")),
+    ),
+    # Fractions of a billionth: a tenth of it, and a half.
+    "tenths": ModelPrice(input_mtok=Decimal("0.0001"), output_mtok=Decimal(1)),
+    "halves": ModelPrice(input_mtok=Decimal("0.0005"), output_mtok=Decimal(1)),
+}
+"""Prices for tokens alone, by what is charged."""
+FEW = [
+    (size, answered, read, written)
+    for size in (*range(13), 1000, 1001)
+    for answered in (0, 1)
+    for read, written in ((0, 0), (1, 0), (0, 1), (1, 2), (4, 6))
+] + [(MAX_TOKENS, MAX_TOKENS, 0, 0)]
+
+
+@pytest.mark.parametrize("kind", CHARGED)
+def test_the_package_is_asked_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a price is for tokens alone, the package is not asked again on that day: what it would
+    charge for any number of tokens is known."""
+    with _listing(CHARGED[kind]) as model:
+        expected = [_by_the_package(model, used, AT) for used in FEW]
+        cost(model, 1, 1, 0, 0, AT)
+        monkeypatch.delattr(ModelInfo, "calc_price")
+        assert [cost(model, *used, AT) for used in FEW] == expected
+
+
+def test_a_model_that_a_provider_takes_from_another() -> None:
+    """Only what the two providers have themselves has a price that is known."""
+    with _listing(ModelPrice(input_mtok=Decimal(1))) as model:
+        listed = get_snapshot().providers
+        other = replace(listed[0], id="other")
+        own = [
+            replace(one, models=[], fallback_model_providers=["other"])
+            for one in listed
+            if one.id in ("openai", "anthropic")
+        ]
+        set_custom_snapshot(DataSnapshot([*own, other], from_auto_update=False))
+        assert cost(model, 1, 0, 0, 0, AT) is None
 
 
 _numbers = itertools.count()

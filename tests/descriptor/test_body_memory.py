@@ -1,15 +1,18 @@
 """How many bytes of bodies are held at once, and where bodies are read."""
 
 import asyncio
+import ctypes
 import gzip
 import json
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from policyd.descriptor import body_readers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import AT_ONCE, SMALL, Bodies
 from policyd.descriptor.body_readers import READERS, BodyReaders
@@ -18,8 +21,11 @@ from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import BodyContext, read_answer
 from policyd.engine import endpoints
 from policyd.errors import BodiesFull
+from tests.support.hurried import HurriedLoop
+from tests.support.resident import leave_holes, resident
 
 MIB = 2**20
+MUCH = 8 * MIB
 LARGE = AT_ONCE + 1
 LIMIT = 4 * MIB
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
@@ -102,13 +108,66 @@ def test_the_memory() -> None:
         one.grow(3 * LARGE)
         other.grow(LARGE)
         for size, decoded in ((LARGE + 1, 0), (LARGE, SMALL + 1)):
-            with pytest.raises(BodiesFull, match="raise --body-memory"):
+            with pytest.raises(BodiesFull) as error:
                 other.grow(size, decoded)
+            assert str(error.value) == (
+                "policyd holds as many request bodies as it may. Try again; if it lasts, raise "
+                "--body-memory"
+            )
         assert bodies.held == 4 * LARGE
         other.grow(LARGE)
         one.grow(LARGE)
         other.grow(2 * LARGE)
     assert bodies.held == 0
+
+
+def timers(bodies: Bodies, sizes: Sequence[int]) -> list[tuple[float, Callable[..., object]]]:
+    """What is to be called later, and when, after a body had these sizes."""
+
+    async def hold() -> None:
+        held = bodies.hold()
+        for size in sizes:
+            held.grow(size)
+
+    loop = HurriedLoop()
+    try:
+        loop.run_until_complete(hold())
+    finally:
+        loop.close()
+    return loop.later
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times"),
+    [
+        ([MUCH, 0], 1),
+        ([LARGE, MUCH, LARGE, 0], 1),
+        ([MUCH - 1, 0], 0),
+        ([MUCH, LARGE], 0),
+        ([MUCH, SMALL + 1], 0),
+        ([MUCH, 0, LARGE, 0], 1),
+        ([MUCH, 0, MUCH, 0], 2),
+    ],
+)
+def test_when_memory_is_given_back(sizes: Sequence[int], times: int) -> None:
+    """A second after no body is held any more, where 8 MiB were held since the last time."""
+    assert [delay for delay, _ in timers(Bodies(16 * MIB), sizes)] == [1.0] * times
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="it is glibc's")
+def test_memory_is_given_back() -> None:
+    """The system gets what is not in use, unless other bodies are held by then."""
+    bodies = Bodies(16 * MIB)
+    ((_, settle),) = timers(bodies, [MUCH, 0])
+    kept = leave_holes()
+    before = resident()
+    with bodies.hold() as held:
+        held.grow(LARGE)
+        settle()
+        assert before - resident() < MIB
+    settle()
+    assert before - resident() > MUCH
+    del kept
 
 
 async def test_no_room_for_the_copy() -> None:
@@ -196,7 +255,7 @@ async def test_bodies_take_turns() -> None:
     readers.close()
 
 
-async def test_a_reader_that_ends() -> None:
+async def test_a_reader_that_ends(caplog: pytest.LogCaptureFixture) -> None:
     """The body of a reader that is killed fails, and the next body gets a new reader. One that is
     killed between two bodies fails none."""
     readers = BodyReaders()
@@ -208,6 +267,9 @@ async def test_a_reader_that_ends() -> None:
     os.kill(first, signal.SIGKILL)
     with pytest.raises(BodiesFull, match="its reader failed"):
         await reading
+    assert caplog.messages == [
+        f"the process that read a body of {LIMIT} bytes has ended: the request is answered 503"
+    ]
     assert not readers.processes
     await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     (second,) = readers.processes
@@ -218,12 +280,46 @@ async def test_a_reader_that_ends() -> None:
     readers.close()
 
 
-async def test_a_reader_that_hangs() -> None:
+async def test_a_reader_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """A reader that does not answer in time is killed, and its body fails."""
     readers = BodyReaders(patience=0.001)  # No process starts as quickly.
     with pytest.raises(BodiesFull, match="its reader failed"):
         await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    assert caplog.messages == [
+        f"the process that read a body of {LARGE} bytes hangs, and is killed: the request is "
+        "answered 503"
+    ]
     assert not readers.processes
+
+
+async def test_a_reader_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body for which no process starts fails, and the log says why."""
+    monkeypatch.setattr(body_readers, "_COMMAND", ("/no-such-program",))
+    readers = BodyReaders()
+    with pytest.raises(BodiesFull) as error:
+        await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    assert str(error.value) == ("a request body could not be read, as its reader failed. Try again")
+    assert caplog.messages == [
+        "a process that reads bodies does not start: "
+        "[Errno 2] No such file or directory: '/no-such-program'"
+    ]
+    readers.close()
+
+
+def test_a_killed_reader_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log tells of a process that the system has not ended after a while."""
+    monkeypatch.setattr(body_readers, "PATIENCE", 0.0)
+    process = subprocess.Popen(("sleep", "5"))
+    body_readers._reap(process)
+    assert caplog.messages == [
+        f"the process {process.pid}, which read bodies, was killed 0 s ago and has not ended"
+    ]
+    process.kill()
+    process.wait()
 
 
 async def test_a_turn_that_does_not_come() -> None:

@@ -17,6 +17,7 @@ from policyd.descriptor.form import MAX_PART_HEAD
 from policyd.descriptor.identifiers import BodyAttributes, Identifier
 from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
+from policyd.engine.places import Endpoint
 from policyd.engine.states import UserState
 from tests.support.codings import COMPRESS
 
@@ -590,6 +591,9 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
         (form(('name="x"; filename="a"\r\nContent-Type: Multipart/x', b"x")), FORM),
         (form(('name="x"; filename="a"\r\nContent-Type: message/rfc822', b"x")), FORM),
         (form(('name="x"; filename="a\x00b"', b"x")), FORM),
+        (form(('name="mo\\"del"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="model"\r\nX-Other: a', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="model"', b"\xff"), ('name="user"', b"a")), FORM),
         (form(('name="user"', b"\x00alice")), FORM),
         (form(('name="user"', b"a")) + b"\r\n", FORM),
         (form(('name="user"', b"a")).replace(b"Disposition: ", b"Disposition:"), FORM),
@@ -617,6 +621,17 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
 def test_bad_forms(body: bytes, kind: str) -> None:
     """A form that two servers could read differently is rejected."""
     assert state(body, kind) is UserState.BAD_FORM
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [(EDITS, UserState.BAD_FORM), (None, UserState.BAD_FORM), (CHAT, UserState.NOT_JSON)],
+    ids=["a form", "unknown", "JSON"],
+)
+def test_content_types_that_differ(endpoint: Endpoint | None, expected: UserState) -> None:
+    """A body with several types is unreadable, whatever it is: the upstream may follow either."""
+    for body in (GOOD, form(('name="user"', b"a")), b""):
+        assert read_body(body, None, "", endpoint).user.state is expected
 
 
 def test_a_form_is_no_json() -> None:

@@ -33,6 +33,24 @@ def test_what_repeats_agree_on(given: list[str], agreed: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "is_coded"),
+    [
+        ([], False),
+        (["identity"], False),
+        (["Identity", "IDENTITY"], False),
+        (["gzip"], True),
+        (["identity", "gzip"], True),
+        (["identity, gzip"], True),
+        (["xidentity"], True),
+        ([""], True),
+    ],
+)
+def test_a_body_that_is_compressed(given: list[str], is_coded: bool) -> None:
+    """A body counts as compressed unless each Content-Encoding says clearly that it is not."""
+    assert headers.is_coded(given) is is_coded
+
+
+@pytest.mark.parametrize(
     ("given", "wants"),
     [
         ({"upgrade": ["websocket"]}, True),

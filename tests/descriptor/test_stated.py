@@ -14,6 +14,7 @@ CALLS = endpoints.ENDPOINTS["/realtime/calls"]
 LIVE = endpoints.ENDPOINTS["/live/sessions"]
 EDITS = endpoints.ENDPOINTS["/images/edits"]
 ABSENT, INVALID = NumberState.ABSENT, NumberState.INVALID
+CONFLICTING = ModelState.CONFLICTING
 METADATA, CONTEXT = FURTHER_PLACES
 MANY = 10**6
 
@@ -206,6 +207,10 @@ def test_further_places(members: str, expected: dict[str, UserState]) -> None:
         ([('name="Model"', b"m")], ABSENT, ABSENT, ModelState.CONFLICTING),
         ([('name="model"', b"m" * 257)], ABSENT, ABSENT, ModelState.TOO_LONG),
         ([('name="model"; filename="m"', b"m")], ABSENT, ABSENT, ModelState.NOT_STRING),
+        # A value of a name that only some servers know may be in any coding.
+        ([('name="model[]"', b"\xff")], ABSENT, ABSENT, ModelState.CONFLICTING),
+        ([('name="model"', b"m"), ('name="model[]"', b"m\xff")], ABSENT, ABSENT, CONFLICTING),
+        ([('name="max_tokens[]"', b"\xff")], INVALID, ABSENT, ModelState.ABSENT),
     ],
 )
 def test_forms(
@@ -228,6 +233,7 @@ def test_forms(
         ([('name="prompt"', "h\u00e9\U0001f43c".encode())], 3),
         ([('name="prompt"', b"ab"), ('name="prompt"', b"c"), ('name="Prompt[]"', b"d")], 4),
         ([('name="prompt"; filename="p.txt"', b"abc")], 3),
+        ([('name="\\"prompt\\""', b"abc")], 3),
         ([('name="prompt"', b"\\n\xff")], 3),
         ([('name="image"; filename="i.png"', b"abc")], 0),
     ],
@@ -282,6 +288,8 @@ def test_the_model_of_a_session(members: str) -> None:
         (b'{"type":"realtime"}', ModelState.ABSENT, ""),
         (b'{"model":"a"', ModelState.NOT_STRING, ""),
         (b"\xef\xbb\xbf{}", ModelState.NOT_STRING, ""),
+        (b'{"Model":"a"}', CONFLICTING, ""),
+        (b'{"model":"a","Model":"b"}', CONFLICTING, "a"),
     ],
 )
 def test_the_model_of_a_session_in_a_form(session: bytes, state: ModelState, model: str) -> None:
@@ -289,6 +297,13 @@ def test_the_model_of_a_session_in_a_form(session: bytes, state: ModelState, mod
     found = read_form(('name="session"', session), ('name="sdp"', b"v=0"))
     assert (found.model_state, found.model) == (state, model)
     assert found.user.state is UserState.ABSENT
+
+
+@pytest.mark.parametrize("name", ["session[]", "Session", "%73ession"])
+def test_a_session_that_only_some_servers_find(name: str) -> None:
+    """A session by a name that only some servers take for it makes the model uncertain."""
+    found = read_form((f'name="{name}"', b'{"model":"a"}'))
+    assert (found.model_state, found.model) == (CONFLICTING, "")
 
 
 def test_nothing_is_unknown_of_a_body_that_was_read() -> None:

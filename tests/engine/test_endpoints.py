@@ -71,6 +71,11 @@ NAMES = {
     "/live/sessions//accept": "out of scope",
     "/live/sessions/accept": "out of scope",
     "/realtime/calls/a/accept": "out of scope",
+    # A slash that is hidden elsewhere makes no name of what is none.
+    "/a%2Fb/live/sessions/accept": "out of scope",
+    "/a%2Fb/sessions/c/accept": "out of scope",
+    "/live/sessions/a%2Fb/refuse": "out of scope",
+    "/a%2Fb/sessions": "out of scope",
     # A server that splits a path before it decodes that sees one name here.
     "/live/sessions/a%2Fb/accept": "ambiguous",
     "/live/sessions/a%5cb/accept": "ambiguous",
@@ -117,6 +122,7 @@ UNCLEAR = (
     "/openai/deployments/gpt-4%00/chat/completions",
     "/openai/deployments/gpt-4%3Bx/chat/completions",
     "/openai/deployments/gpt-4%3Fx/chat/completions",
+    "/openai/deployments/x/..%EF%BB%BF/chat/completions",
     "/openai/deployments/x/deployments/gpt-4/chat/completions",
     "/v1/engines/x/openai/deployments/gpt-4/chat/completions",
     "/v1/engines/" + "x" * 257 + "/completions",
