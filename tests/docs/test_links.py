@@ -17,7 +17,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 # Folders that other tools make, or that `make` builds.
-ELSEWHERE = ("node_modules", "target", "dist", "data")
+ELSEWHERE = ("node_modules", "target", "dist", "data", "mutants")
 TEXTS = {".py", ".json", ".yaml", ".md", ".toml", ".proto"}
 
 
