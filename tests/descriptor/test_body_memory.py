@@ -2,13 +2,19 @@
 
 import asyncio
 import ctypes
+import gc
 import gzip
 import json
 import os
 import random
 import signal
 import subprocess
+import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +29,7 @@ from policyd.engine import endpoints
 from policyd.errors import BodiesFull
 from tests.support.hurried import HurriedLoop
 from tests.support.resident import leave_holes, resident
+from tests.support.waiting import wait_until
 
 MIB = 2**20
 MUCH = 8 * MIB
@@ -320,6 +327,63 @@ def test_a_killed_reader_that_does_not_end(
     ]
     process.kill()
     process.wait()
+
+
+def test_the_end_after_the_loops() -> None:
+    """Readers can be ended where the event loop has ended before them."""
+    readers = BodyReaders()
+    asyncio.run(readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN))
+    (process,) = readers.processes
+    readers.close()
+    wait_until(lambda: not Path(f"/proc/{process}").exists())
+    with warnings.catch_warnings():
+        # A connection that no loop can close is closed as it is forgotten, with a warning.
+        warnings.simplefilter("ignore", ResourceWarning)
+        del readers
+        gc.collect()
+
+
+def test_no_thread_to_wait_for_the_end() -> None:
+    """A process is killed, too, where no thread can start that waits for its end."""
+    process = subprocess.Popen(("sleep", "60"))
+    before = threading.stack_size(2**46)  # No address space is as large.
+    try:
+        body_readers._kill(process)
+    finally:
+        threading.stack_size(before)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def test_what_waits_for_the_end() -> None:
+    """No exit waits for the thread that waits for the end of a killed process."""
+    found: set[bool] = set()
+
+    def note(*_: object) -> None:  # Each new thread calls it from its begin on.
+        found.update(one.daemon for one in threading.enumerate() if one.name == "ended reader")
+
+    threading.setprofile(note)
+    try:
+        body_readers._kill(subprocess.Popen(("sleep", "60")))
+        wait_until(lambda: found)
+    finally:
+        threading.setprofile(None)
+    assert found == {True}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [Future.cancel, lambda starting: starting.set_exception(OSError("no room"))],
+    ids=["is called off", "fails"],
+)
+def test_a_start_whose_request_has_ended(
+    end: Callable[["Future[Any]"], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the start of a reader fails, or is called off, there is nothing to end."""
+    starting: Future[Any] = Future()
+    starting.add_done_callback(body_readers._end_unwanted)
+    end(starting)
+    assert starting.done()
+    assert caplog.messages == []
 
 
 async def test_a_turn_that_does_not_come() -> None:
