@@ -8,10 +8,9 @@ from functools import lru_cache
 
 from policyd.descriptor.caller_claims import member
 from policyd.descriptor.identifiers import (
-    MAX_VALUE,
     BodyAttributes,
     Identifier,
-    classify,
+    from_string,
     together,
 )
 from policyd.engine.places import (
@@ -165,32 +164,27 @@ def _claimed(place: str, number: int, field: str) -> EndUser:
 
 
 def _found(place: str, identifier: Identifier) -> EndUser:
-    state, value, further = identifier
-    return EndUser(place, state, value if state is _VALID else None, further)
+    return EndUser(place, identifier.state, identifier.value or None, identifier.further_values)
 
 
 def _or_worse(one: EndUser, other: EndUser) -> EndUser:
-    """The worse of two claims about a place; of two valid ones, all values that they know."""
+    """The worse of two claims about a place, with the values of both."""
     if one.state is _UNKNOWN:
         return other
-    if other.state is _UNKNOWN:
-        return one
-    if one.state is not _VALID or other.state is not _VALID:
-        return EndUser(one.place, max(one.state, other.state))
-    if one.value is None or other.value is None:
-        return one if other.value is None else other
-    if one.value != other.value and one.place.startswith(HEADER_PLACE):
+    if one.state is _VALID and one.value is None and other.state is _VALID:
+        return other
+    found = _found(one.place, together([_identifier(one), _identifier(other)]))
+    if found.further_values and one.place.startswith(HEADER_PLACE):
         return EndUser(one.place, UserState.DUPLICATE)
-    return _found(one.place, together([_identifier(one), _identifier(other)]))
+    return found
 
 
-def _identifier(valid: EndUser) -> Identifier:
-    return Identifier(valid.state, valid.value or "", valid.further_values)
+def _identifier(one: EndUser) -> Identifier:
+    return Identifier(one.state, one.value or "", one.further_values)
 
 
 def _string(place: str, text: str) -> EndUser:
-    state = classify(text, place)
-    return EndUser(place, state, text[:MAX_VALUE] if state is _VALID else None)
+    return _found(place, from_string(text, place))
 
 
 def _state(number: int, field: str) -> UserState:

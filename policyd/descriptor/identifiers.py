@@ -28,6 +28,8 @@ MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
 MAX_VALUES = 8
 """Different values of one identifier that are kept. If there are more, it is a DUPLICATE."""
+NAMING = (UserState.VALID, UserState.TOO_LONG)
+"""The states of strings that are not blank."""
 
 FURTHER_PLACES = (METADATA_USER_ID, END_USER_ID)
 """The places in a body, besides `user` and `safety_identifier`, in which an end user can stand."""
@@ -38,9 +40,9 @@ class Identifier(NamedTuple):
 
     state: UserState
     value: str = ""
-    """Where it is a string: its first 1,024 characters."""
+    """The first 1,024 characters of a string that is not blank."""
     further_values: tuple[str, ...] = ()
-    """The other values, where a body has it several times and each of them is VALID."""
+    """The other such strings, where a body has it several times. Its state is that of the worst."""
 
 
 class BodyAttributes(NamedTuple):
@@ -96,26 +98,21 @@ def from_value(value: object, identifier: str) -> Identifier:
 
 def from_string(value: str, identifier: str) -> Identifier:
     """The string `value` as the end-user identifier `identifier`."""
-    return Identifier(classify(value, identifier), value[:MAX_VALUE])
+    state = classify(value, identifier)
+    return Identifier(state, value[:MAX_VALUE] if state in NAMING else "")
 
 
 def together(occurrences: Sequence[Identifier]) -> Identifier:
-    """What one or more occurrences of an identifier are together: the worst of them.
-
-    Where all are VALID, it has all their values in their order, as a server may read any of them.
-    """
+    """What one or more occurrences of an identifier are together: the worst of them, with the
+    values of all in their order, as a server may read any of them."""
     if len(occurrences) == 1:
         return occurrences[0]
-    worst = max(occurrences)
-    if worst.state is not _VALID:
-        return worst
-    values = dict.fromkeys(
-        [value for one in occurrences for value in (one.value, *one.further_values)]
-    )
-    if len(values) > MAX_VALUES:
+    worst = max(occurrences).state
+    given = [value for one in occurrences for value in (one.value, *one.further_values)]
+    first, *further = dict.fromkeys(filter(None, given)) or ("",)
+    if len(further) >= MAX_VALUES:
         return Identifier(UserState.DUPLICATE)
-    first, *further = values
-    return Identifier(_VALID, first, tuple(further))
+    return Identifier(worst, first, tuple(further))
 
 
 def classify(value: str, identifier: str = USER) -> UserState:

@@ -102,7 +102,7 @@ def _attributes(given: DecisionInput, accept: tuple[str, ...], unreadable: UserS
     return Attributes(
         endpoint.operation if endpoint else "",
         endpoint is None or endpoint.takes_model,
-        _end_user(given, accept, unreadable),
+        *_end_users(given, accept, unreadable),
         ModelState.CONFLICTING if target.has_unclear_model else given.model_state,
         models,
         given.token_limit,
@@ -110,30 +110,21 @@ def _attributes(given: DecisionInput, accept: tuple[str, ...], unreadable: UserS
     )
 
 
-def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserState) -> EndUser:
-    """The end user that counts: the first valid one, else the first that is neither absent nor
-    unknown, else the first."""
+def _end_users(
+    given: DecisionInput, accept: tuple[str, ...], unreadable: UserState
+) -> tuple[EndUser, list[EndUser]]:
+    """The end user that counts, and all in the places up to it. The first valid one counts, else
+    the first that is neither absent nor unknown, else the first."""
     found: list[EndUser] = []
     for place in _places(accept, given.target.endpoint):
         here = [one for one in given.end_users if one.place == place]
         here = here or [_not_given(place, unreadable)]
+        found += here
         for user in here:
             if user.state is _VALID:
-                return user if len(here) == 1 else _with_all_values(here)
-        found += here
+                return user, found
     telling = [one for one in found if one.state not in (_ABSENT, _UNKNOWN)]
-    return next(iter(telling or found), NO_END_USER)
-
-
-def _with_all_values(here: list[EndUser]) -> EndUser:
-    """The first valid end user of those in one place, such as a header's and a body's, with the
-    values of all valid ones. Its value is unknown where one of theirs is."""
-    valid = [one for one in here if one.state is _VALID]
-    first, *others = valid
-    if any(one.value is None for one in valid):
-        return first._replace(value=None)
-    values = [value for one in others for value in (one.value or "", *one.further_values)]
-    return first._replace(further_values=(*first.further_values, *values))
+    return next(iter(telling or found), NO_END_USER), found
 
 
 def _not_given(place: str, unreadable: UserState) -> EndUser:

@@ -129,9 +129,10 @@ class EndUser(NamedTuple):
     """user, safety_identifier, metadata.user_id, user_security_context.end_user_id, header:NAME."""
     state: UserState
     value: str | None = None
-    """The first 1,024 characters of a VALID one. None: the caller did not give it."""
+    """The first 1,024 characters of a string that is not blank. None: there is none, or the caller
+    did not give it."""
     further_values: tuple[str, ...] = ()
-    """The other values, where several VALID ones stand there."""
+    """The other such strings, where several stand there. The state is that of the worst."""
 
 
 NO_END_USER = EndUser("", UserState.ABSENT)

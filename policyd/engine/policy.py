@@ -5,7 +5,7 @@ engine alone knows levels, modes and overrides (plan.py, decision.py).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -25,8 +25,9 @@ class Attributes(NamedTuple):
     takes_model: bool
     """Whether a request of the operation names a model."""
     end_user: EndUser
-    """The end user that counts: of the places that the key accepts, the first with a valid one.
-    All its values count."""
+    """The end user that counts: of the places that the key accepts, the first with a valid one."""
+    named: Sequence[EndUser]
+    """All end users in the places up to that one, in several states: a server may read any."""
     model_state: ModelState
     models: tuple[str, ...]
     """The models that the body and the path name. All of them count."""
@@ -49,10 +50,10 @@ class Need(Enum):
 
 
 def _is_value_known(attributes: Attributes) -> bool:
-    user = attributes.end_user
-    if user.state is UserState.VALID:
-        return user.value is not None
-    return user.state is not UserState.UNKNOWN and not user.state.is_unreadable
+    if any(one.state is UserState.VALID and one.value is None for one in attributes.named):
+        return False
+    state = attributes.end_user.state
+    return state is not UserState.UNKNOWN and not state.is_unreadable
 
 
 _IS_KNOWN: dict[Need, Callable[[Attributes], bool]] = {

@@ -1,6 +1,7 @@
 """User ID Format: what a user has to look like, where a request names one.
 
-If several values stand in the place that counts, each of them has to keep the rules.
+If several values stand in the places that are looked at, each of them has to keep the rules, as
+servers differ in which of them they read.
 """
 
 import re
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from policyd.engine.kinds import WithoutHeader
 from policyd.engine.model import Violation
+from policyd.engine.places import EndUser
 from policyd.engine.policy import Attributes, Need, Policy
 from policyd.engine.states import UserState
 
@@ -126,11 +128,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
-    user = attributes.end_user
-    if user.state is not UserState.VALID:
-        return None
-    values = (user.value or "", *user.further_values)
-    broken = next(filter(None, (_broken(value, rules) for value in values)), "")
+    broken = next(filter(None, (_broken_by(user, rules) for user in attributes.named)), "")
     if not broken:
         return None
     verb, rest = broken.split(" ", 1)
@@ -139,6 +137,14 @@ def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
 
 
 _SINGULAR = {"have": "has", "hold": "holds", "are": "is", "do": "does"}
+
+
+def _broken_by(user: EndUser, rules: _Rules) -> str:
+    """The first rule that a value of this end user breaks, as _broken() says it."""
+    if user.state is UserState.DUPLICATE:
+        return "hold more values than can be checked"
+    values = () if user.value is None else (user.value, *user.further_values)
+    return next(filter(None, (_broken(value, rules) for value in values)), "")
 
 
 def _broken(user: str, rules: _Rules) -> str:

@@ -132,7 +132,7 @@ def named(place: str, *values: str) -> list[pb.EndUser]:
                 ]
             ),
             (),
-            EndUser(PLACE, ABSENT),
+            EndUser(PLACE, ABSENT, "u"),
         ),
         (
             asked(
@@ -142,7 +142,7 @@ def named(place: str, *values: str) -> list[pb.EndUser]:
                 ]
             ),
             (),
-            EndUser(PLACE, ABSENT),
+            EndUser(PLACE, ABSENT, "u"),
         ),
         (
             asked(
@@ -171,7 +171,7 @@ def named(place: str, *values: str) -> list[pb.EndUser]:
         (asked(end_users=named(HEADER, "u", "v")), ("x-person",), EndUser(HEADER, DUPLICATE)),
         (asked(end_users=named(PLACE, "u", "v")), (), EndUser(PLACE, VALID, "u", ("v",))),
         (asked(METADATA, end_users=named(PLACE, "v")), (), EndUser(PLACE, VALID, "u", ("v",))),
-        (asked(METADATA, end_users=named(PLACE, " ")), (), EndUser(PLACE, UserState.BLANK)),
+        (asked(METADATA, end_users=named(PLACE, " ")), (), EndUser(PLACE, UserState.BLANK, "u")),
         (asked('{"metadata":{"user_id":" "}}'), (), EndUser(PLACE, UserState.BLANK)),
         (asked(end_users=named(PLACE, " ")), (), EndUser(PLACE, UserState.BLANK)),
     ],
@@ -203,29 +203,29 @@ def test_further_places(
             asked(end_users=[pb.EndUser(place=USER, state=pb.USER_STATE_VALID)]),
             EndUser("user", VALID),
         ),
-        (asked(user="u", end_users=named(USER, " ")), EndUser("user", UserState.BLANK)),
-        (asked(user=" ", end_users=named(USER, "u")), EndUser("user", UserState.BLANK)),
+        (asked(user="u", end_users=named(USER, " ")), EndUser("user", UserState.BLANK, "u")),
+        (asked(user=" ", end_users=named(USER, "u")), EndUser("user", UserState.BLANK, "u")),
         (asked(end_users=named(USER, *"abcdefgh")), EndUser("user", VALID, "a", tuple("bcdefgh"))),
         (asked(end_users=named(USER, *"abcdefghi")), EndUser("user", DUPLICATE)),
         (
             asked(safety_identifier="u", end_users=named(SAFETY_IDENTIFIER, "v")),
             EndUser("safety_identifier", VALID, "u", ("v",)),
         ),
-        (asked('{"user":"u"}', has_user=False), EndUser("user", ABSENT)),
-        (asked('{"user":"u"}', user=""), EndUser("user", UserState.EMPTY)),
-        (asked("{}", user="u"), EndUser("user", ABSENT)),
+        (asked('{"user":"u"}', has_user=False), EndUser("user", ABSENT, "u")),
+        (asked('{"user":"u"}', user=""), EndUser("user", UserState.EMPTY, "u")),
+        (asked("{}", user="u"), EndUser("user", ABSENT, "u")),
         (
             asked(safety_identifier="u" * 128),
             EndUser("safety_identifier", VALID, "u" * 128),
         ),
         (
             asked("{}", safety_identifier="u" * 129),
-            EndUser("safety_identifier", UserState.TOO_LONG),
+            EndUser("safety_identifier", UserState.TOO_LONG, "u" * 129),
         ),
     ],
 )
 def test_the_first_places(message: pb.EvaluateRequest, found: EndUser) -> None:
-    """The worst that is claimed of a place counts, with the value that some claim has."""
+    """The worst that is claimed of a place counts, with the values of all claims."""
     users = read(message).decision_input.end_users
     assert [one for one in users if one.place == found.place] == [found]
 

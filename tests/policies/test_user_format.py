@@ -6,13 +6,13 @@ import pytest
 
 from policyd.engine import endpoints
 from policyd.engine.model import Decision, DecisionInput
-from policyd.engine.places import USER, EndUser
+from policyd.engine.places import SAFETY_IDENTIFIER, USER, EndUser
 from policyd.engine.settings import KeySettings, Setting
 from policyd.engine.states import Credential, Mode, UserState
 from policyd.policies import decide
 from policyd.policies.user_format import MAX_LENGTH
 
-TARGET = endpoints.resolve("POST", "/v1/embeddings")
+TARGET = endpoints.resolve("POST", "/v1/responses")
 
 
 def decided(users: Sequence[EndUser], rules: str) -> Decision:
@@ -24,6 +24,11 @@ def decided(users: Sequence[EndUser], rules: str) -> Decision:
 def valid(value: str | None, *further: str) -> EndUser:
     """A valid user with these values."""
     return EndUser(USER, UserState.VALID, value, further)
+
+
+def safe(value: str) -> EndUser:
+    """A valid safety identifier."""
+    return EndUser(SAFETY_IDENTIFIER, UserState.VALID, value)
 
 
 @pytest.mark.parametrize("rules", ["min=3", f"max={MAX_LENGTH}", "no_placeholder"])
@@ -49,10 +54,25 @@ def test_the_longest_user(rules: str, more: int, is_allowed: bool) -> None:
         ([valid("ada", "al"), valid("eve")], False),
         ([valid("ada"), EndUser(USER, UserState.BLANK)], True),
         ([EndUser(USER, UserState.BLANK), valid("al")], False),
+        # A server may read the one that is good, too, where another one is not.
+        ([EndUser(USER, UserState.EMPTY, "ada", ("eve",))], True),
+        ([EndUser(USER, UserState.EMPTY, "ada", ("al",))], False),
+        ([valid("ada"), EndUser(USER, UserState.EMPTY, "al")], False),
+        ([EndUser(USER, UserState.EMPTY, "al"), valid("ada")], False),
+        ([EndUser(USER, UserState.TOO_LONG, "al")], False),
+        ([EndUser(USER, UserState.ABSENT)], True),
+        ([EndUser(USER, UserState.DUPLICATE)], False),
+        ([valid("ada"), EndUser(USER, UserState.DUPLICATE)], False),
+        # The safety identifier is looked at where no user is valid.
+        ([EndUser(USER, UserState.EMPTY, "al"), safe("ada")], False),
+        ([EndUser(USER, UserState.DUPLICATE), safe("ada")], False),
+        ([EndUser(USER, UserState.EMPTY), safe("ada")], True),
+        ([EndUser(USER, UserState.EMPTY), safe("al")], False),
+        ([valid("ada"), safe("al")], True),
     ],
 )
 def test_several_values(users: list[EndUser], is_allowed: bool) -> None:
-    """Each value in the place that counts has to keep the rules, wherever it stands there."""
+    """Each value in the places up to the first valid user has to keep the rules."""
     decision = decided(users, "min=3")
     assert not decision.missing
     assert (decision.denial is None) is is_allowed
