@@ -184,7 +184,8 @@ def _identifier(one: EndUser) -> Identifier:
 
 
 def _string(place: str, text: str) -> EndUser:
-    return _found(place, from_string(text, place))
+    state, value, _ = from_string(text, place)
+    return EndUser(place, state, value or None)
 
 
 def _state(number: int, field: str) -> UserState:

@@ -50,8 +50,9 @@ class Need(Enum):
 
 
 def _is_value_known(attributes: Attributes) -> bool:
-    if any(one.state is UserState.VALID and one.value is None for one in attributes.named):
-        return False
+    for one in attributes.named:
+        if one.value is None and one.state is UserState.VALID:
+            return False
     state = attributes.end_user.state
     return state is not UserState.UNKNOWN and not state.is_unreadable
 

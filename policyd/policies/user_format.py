@@ -128,12 +128,12 @@ def _compiled(pattern: str) -> Any:
 
 
 def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
-    broken = next(filter(None, (_broken_by(user, rules) for user in attributes.named)), "")
-    if not broken:
-        return None
-    verb, rest = broken.split(" ", 1)
-    message = f"Config set to block user fields that {broken}"
-    return Violation(message, f"the user {_SINGULAR[verb]} {rest}")
+    for user in attributes.named:
+        if broken := _broken_by(user, rules):
+            verb, rest = broken.split(" ", 1)
+            message = f"Config set to block user fields that {broken}"
+            return Violation(message, f"the user {_SINGULAR[verb]} {rest}")
+    return None
 
 
 _SINGULAR = {"have": "has", "hold": "holds", "are": "is", "do": "does"}
@@ -143,8 +143,12 @@ def _broken_by(user: EndUser, rules: _Rules) -> str:
     """The first rule that a value of this end user breaks, as _broken() says it."""
     if user.state is UserState.DUPLICATE:
         return "hold more values than can be checked"
-    values = () if user.value is None else (user.value, *user.further_values)
-    return next(filter(None, (_broken(value, rules) for value in values)), "")
+    if user.value is None:
+        return ""
+    for value in (user.value, *user.further_values):
+        if broken := _broken(value, rules):
+            return broken
+    return ""
 
 
 def _broken(user: str, rules: _Rules) -> str:
