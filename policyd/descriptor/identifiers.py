@@ -60,7 +60,7 @@ class BodyAttributes(NamedTuple):
     prompt_chars: Number = UNKNOWN_NUMBER
     """Code points of all text in the prompt."""
     others: tuple[tuple[str, Identifier], ...] = ()
-    """The identifiers in FURTHER_PLACES, by their places; ABSENT ones are left out."""
+    """The identifiers in FURTHER_PLACES, by their places, without those that are just ABSENT."""
 
 
 ABSENT = Identifier(UserState.ABSENT)
