@@ -56,8 +56,8 @@ def migrate(engine: sa.Engine) -> None:
         if found.revision < _PARTITIONED:
             _prove_bound(engine)
         _upgrade(engine, _NO_FLAGS)
-        log_indexes.build(engine)
-        key_indexes.build(engine)
+        for build in (log_indexes.build, key_indexes.build):
+            _with_patience(partial(build, engine))
     _upgrade(engine)
 
 
@@ -131,11 +131,21 @@ def _patiently(
     engine: sa.Engine, step: Callable[[sa.Connection], bool | None], ignore: Sequence[str] = ()
 ) -> bool | None:
     """Take a step in a transaction of its own, and try again where a lock is not free soon."""
+
+    def attempt() -> bool | None:
+        with writing(engine, MIGRATING) as connection:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
+            return step(connection)
+
+    return _with_patience(attempt, ignore)
+
+
+def _with_patience(attempt: Callable[[], bool | None], ignore: Sequence[str] = ()) -> bool | None:
+    """Try again where a lock is not free soon, or PostgreSQL ends a deadlock at this process's
+    cost: of several that migrate, one may build an index while another proves a constraint."""
     for left in reversed(range(_TRIES)):
         try:
-            with writing(engine, MIGRATING) as connection:
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
-                return step(connection)
+            return attempt()
         except StoreUnavailable as error:
             state = sqlstate(error)
             if state in ignore:
