@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from policyd.engine.settings import Setting
 from policyd.engine.states import Mode, Override
 from policyd.errors import StoreUnavailable
 from policyd.policies import TABLE
-from policyd.store import LogFilter, Store, migrations, schema
+from policyd.store import LogFilter, Store, key_indexes, migrations, schema
 from policyd.store.database import writing
 from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
@@ -35,6 +36,7 @@ from tests.support.old_version import OldVersion
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
 from tests.support.records import record
+from tests.support.waiting import wait_until
 
 NOW = datetime.now(UTC)
 FILL = """
@@ -333,6 +335,29 @@ def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion)
             engine.dispose()
     implied = 'partition constraint for table "decisions_old" is implied by existing constraints'
     assert implied in heard
+
+
+def test_a_deadlock_while_an_index_is_built(postgresql: PostgreSQL) -> None:
+    """If PostgreSQL ends a deadlock at the cost of the process that builds an index, it tries
+    again."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype <> 'advisory'"
+    with postgresql.database() as url, closing(Store(url)) as store:
+        store.migrate()
+        engine, plain = open_engine(url), sa.create_engine(url)
+        with plain.begin() as connection:
+            for name in key_indexes.INDEXES:
+                connection.exec_driver_sql(f"DROP INDEX {name}")
+        with ThreadPoolExecutor(1) as threads, plain.connect() as other:
+            # As a process does that proves a constraint.
+            other.exec_driver_sql("LOCK TABLE api_keys IN SHARE UPDATE EXCLUSIVE MODE")
+            built = threads.submit(schema._with_patience, partial(key_indexes.build, engine))
+            wait_until(lambda: other.exec_driver_sql(waiting).scalar_one())
+            # The builder began to wait first, so it finds the deadlock.
+            other.execute(sa.select(sa.func.pg_advisory_xact_lock(migrations.POSTGRESQL_LOCK)))
+            other.rollback()
+            built.result(60)
+        engine.dispose()
+        plain.dispose()
 
 
 @contextmanager
