@@ -23,6 +23,7 @@ from integrations.litellm.proxy import (
 )
 from policyd.demo.received import Received
 from policyd.engine import denial
+from policyd.engine.places import SAFETY_HEADER
 from tests.support import conformance
 from tests.support.conformance import Keys, Vector
 from tests.support.ports import unused_port
@@ -40,6 +41,8 @@ WEAKER = {
     # LiteLLM answers by itself, and calls no hook.
     "keys/missing_out_of_scope": "models",
 }
+# Vectors whose end user LiteLLM does not send upstream, so that there is none to judge.
+WITHOUT_END_USER = {f"user_format/header_and_{what}" for what in ("body", "several", "too_long")}
 
 
 def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
@@ -211,6 +214,12 @@ def test_vectors(
     elif vector.id in WEAKER:
         outcome = "to be denied, but answered"
         assert response.status == 200
+    elif vector.id in WITHOUT_END_USER:
+        outcome = "to be denied, but sent upstream without its end user"
+        assert upstream.received
+        for received in upstream.received:
+            assert b"ada@example.com" not in received.body
+            assert SAFETY_HEADER.encode() not in dict(received.headers)
     elif vector.response.status != 422 and upstream.received:
         # policyd does not read such a body, as its readers may differ. Here LiteLLM alone reads it.
         outcome = "to be denied as unreadable, but rewritten and sent upstream with its user"
