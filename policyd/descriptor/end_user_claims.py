@@ -111,8 +111,8 @@ def _further(
     found: dict[str, EndUser] = {}
     if attributes.others:
         found = {place: _found(place, one) for place, one in attributes.others if one.state}
-    for place, claimed in named.items():
-        found[place] = _or_worse(found[place], claimed) if place in found else claimed
+    for claimed in named.values():
+        _add(found, claimed)
     if (request.model_state or attributes.model_state) and target.endpoint:
         # The whole body was read, so a place that is not named is absent.
         for place in target.endpoint.further:
@@ -124,11 +124,14 @@ def _named(request: pb.EvaluateRequest, trusted: frozenset[str]) -> dict[str, En
     """The places in `end_users`, each with the worst that is claimed of it."""
     found: dict[str, EndUser] = {}
     for given in request.end_users:
-        place = given.place
-        if _may_give(place, trusted):
-            claimed = _given(given)
-            found[place] = _or_worse(found[place], claimed) if place in found else claimed
+        if _may_give(given.place, trusted):
+            _add(found, _given(given))
     return found
+
+
+def _add(found: dict[str, EndUser], claimed: EndUser) -> None:
+    place = claimed.place
+    found[place] = _or_worse(found[place], claimed) if place in found else claimed
 
 
 def _may_give(place: str, trusted: frozenset[str]) -> bool:

@@ -2,8 +2,8 @@
 
 Where a member occurs several times, or in another letter case too, every occurrence counts:
 
-- Identifiers: the worst one counts; of valid ones, all values. Other letter cases count only beside
-  the right one; alone, they name no end user.
+- Identifiers: the state is that of the worst one, with the values of all. Other letter cases count
+  only beside the right one; alone, they name no end user.
 - The model, in any letter case, and that of a session: where two differ, or a server may find none,
   it is CONFLICTING.
 - The token limit is the largest, in any letter case; but where a server may find none, because the

@@ -94,8 +94,8 @@ def test_a_gateways_folder(tmp_path: Path) -> None:
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:
-    """The folder of a policyd is refused to a gateway, and a gateway's to a policyd. A folder that
-    is new is nobody's."""
+    """The folder of a policyd is refused to a gateway, and a gateway's to a policyd. Neither
+    owns a new folder."""
     spool.check_own(tmp_path)
     spool.check_gateways(tmp_path)
     spool.prepare(tmp_path / "policyd", "database")
