@@ -33,11 +33,10 @@ def server(context: ssl.SSLContext | None) -> Iterator[str]:
                 taken = listening.accept()[0]
             except OSError:
                 return
+            taken.settimeout(5)
             with suppress(OSError):
                 held.append(context.wrap_socket(taken, server_side=True) if context else taken)
-                held[-1].settimeout(5)
-                with suppress(TimeoutError):
-                    held[-1].recv(1)
+                held[-1].recv(1)
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(8)]
     for thread in threads:
@@ -45,6 +44,8 @@ def server(context: ssl.SSLContext | None) -> Iterator[str]:
     yield f"127.0.0.1:{listening.getsockname()[1]}"
     listening.shutdown(socket.SHUT_RDWR)
     listening.close()
+    for thread in threads:
+        thread.join(10)  # It may be about to hold one more.
     for one in held:
         one.close()
 
